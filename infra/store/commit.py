@@ -1,0 +1,93 @@
+"""Commit: how a part becomes real. Files first, the manifest last and only once.
+
+A part's files are written whole and aside, moved to their names, and named by size and sha256 in a manifest that is
+created, never replaced. A process killed before the manifest leaves nothing that counts; one killed after it leaves
+a finished part. Two processes that make the same part write the same bytes, and the first manifest wins.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+from infra.errors import StoreError
+from infra.storage import Storage
+from infra.store.manifest import FileEntry, PartManifest, StepManifest
+
+STEP_MANIFEST = "manifest.json"
+PARTS = "parts"
+
+
+def entry(name: str, data: bytes) -> FileEntry:
+    """The manifest's entry of a file given as bytes."""
+    return FileEntry(name=name, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+def entry_of_file(store: Storage, name: str) -> FileEntry:
+    """The entry of a file already stored, read in blocks."""
+    digest, size = hashlib.sha256(), 0
+    with store.open(name) as f:
+        while block := f.read(1 << 20):
+            digest.update(block)
+            size += len(block)
+    return FileEntry(name=name, bytes=size, sha256=digest.hexdigest())
+
+
+def part_manifest_name(part: str) -> str:
+    """Where a part's manifest lies in its step's folder."""
+    return f"{PARTS}/{part}.json"
+
+
+def commit_part(store: Storage, manifest: PartManifest, files: Mapping[str, bytes]) -> PartManifest:
+    """Writes ``files`` (names relative to ``parts/``), then the manifest that names them; the manifest that won.
+
+    The given manifest's ledger must close, and its ``files`` are filled in here.
+    """
+    if manifest.rows.balance != 0:
+        raise StoreError(
+            f"{store.root}/{manifest.part}: the ledger is open by {manifest.rows.balance} "
+            f"({manifest.rows.model_dump(by_alias=True)}). This is a fault in step {manifest.step}; "
+            "nothing was committed."
+        )
+    manifest = manifest.model_copy(update={"files": [entry(n, files[n]) for n in sorted(files)]})
+    store.need(sum(map(len, files.values())), f"part {manifest.part} of {manifest.step}")
+    for name, data in sorted(files.items()):
+        store.put(f"{PARTS}/{name}", data)
+    if store.put_new(part_manifest_name(manifest.part), manifest.dump()):
+        return manifest
+    return load_part(store, manifest.part)
+
+
+def load_part(store: Storage, part: str) -> PartManifest:
+    """A committed part's manifest; StoreError if there is none."""
+    name = part_manifest_name(part)
+    return PartManifest.load(store.get(name), store.url(name))
+
+
+def done_parts(store: Storage) -> set[str]:
+    """Names of the parts that are committed: one listing, no reading."""
+    return {n.removesuffix(".json") for n in store.list(PARTS, ".json")}
+
+
+def commit_step(store: Storage, manifest: StepManifest, parts: list[str]) -> StepManifest:
+    """Sums the parts' ledgers and tokens into the step's manifest and writes it, last of all."""
+    digest = hashlib.blake2b(digest_size=16)
+    rows, tokens = dict(manifest.rows), dict(manifest.tokens)
+    for part in parts:
+        p = load_part(store, part)
+        digest.update(p.dump())
+        rows[p.source] = rows[p.source] + p.rows if p.source in rows else p.rows
+        for modality, count in p.tokens.items():
+            tokens[modality] = tokens.get(modality, 0) + count
+    manifest = manifest.model_copy(
+        update={"rows": rows, "tokens": tokens, "parts": parts, "parts_digest": digest.hexdigest()}
+    )
+    if store.put_new(STEP_MANIFEST, manifest.dump()):
+        return manifest
+    return StepManifest.load(store.get(STEP_MANIFEST), store.url(STEP_MANIFEST))
+
+
+def load_step(store: Storage) -> StepManifest | None:
+    """The step's manifest, or None while it is not finished."""
+    data = store.get_or_none(STEP_MANIFEST)
+    return None if data is None else StepManifest.load(data, store.url(STEP_MANIFEST))

@@ -1,0 +1,19 @@
+"""Configuration of the text tokenizer; its size is what the vocabulary leaves for text."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from infra.config import Config
+
+
+class TextTokenizerConfig(Config):
+    """SentencePiece BPE: byte fallback, digits one by one, white space kept (paper, section 2.1)."""
+
+    sample_bytes: int = Field(default=1_000_000_000, ge=1)
+    """UTF-8 bytes of text to train on, over all sources."""
+    weights: dict[str, float] = {}
+    """Share of the sample by source; a source not named gets weight 1."""
+    max_sentence_bytes: int = Field(default=4192, ge=64)
+    """Longer texts are cut into sentences of at most this many bytes for training."""
+    character_coverage: float = Field(default=0.9995, gt=0, le=1)

@@ -1,0 +1,67 @@
+"""Configuration of pre-training and fine-tuning: hyperparameters, and what is kept and watched."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from infra.config import Config
+
+
+class OptimizerConfig(Config):
+    """AdamW as in FACTS: no decay on norms and biases, clipping by the global norm."""
+
+    learning_rate: float = Field(default=1e-4, gt=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-5
+    weight_decay: float = Field(default=0.1, ge=0)
+    clip: float = Field(default=1.0, gt=0)
+
+
+class ScheduleConfig(Config):
+    """Linear warm-up, then exponential decay to zero (pre-training) or a cosine to zero (fine-tuning)."""
+
+    kind: Literal["exponential", "cosine", "constant"] = "exponential"
+    warmup_steps: int = Field(default=4000, ge=0)
+    ratio: float = Field(default=0.01, gt=0, lt=1)
+    """r of the exponential: after warm-up the rate is peak·(r^t - r)/(1 - r), t from 0 to 1."""
+
+
+class GuardConfig(Config):
+    """What stops or warns. Non-finite loss or gradient always stops before the optimizer moves."""
+
+    spike_window: int = Field(default=64, ge=8)
+    spike_factor: float = Field(default=4.0, gt=1)
+    """A gradient norm above this multiple of the rolling median is reported as a spike."""
+
+
+class _Run(Config):
+    batch: int = Field(ge=1)
+    """Sequences a step, over all workers."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    z_loss: float = Field(default=1e-5, ge=0)
+    guard: GuardConfig = GuardConfig()
+    checkpoint_every: int = Field(default=1000, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1)
+    evaluate_every: int = Field(default=1000, ge=1)
+    """Steps between held-out losses by source and modality."""
+    evaluate_sequences: int = Field(default=64, ge=1)
+    """Held-out sequences used for each of those."""
+
+
+class PretrainConfig(_Run):
+    """One pass over the plan's stages in order; dropout is the model's."""
+
+    batch: int = Field(default=2048, ge=1)
+
+
+class FinetuneConfig(_Run):
+    """Supervised fine-tuning: loss on answers only, modality-balanced (paper, section 3)."""
+
+    batch: int = Field(default=32, ge=1)
+    epochs: int = Field(default=2, ge=1)
+    dropout: float = Field(default=0.05, ge=0, lt=1)
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-5)
+    schedule: ScheduleConfig = ScheduleConfig(kind="cosine", warmup_steps=0)

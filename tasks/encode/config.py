@@ -1,0 +1,21 @@
+"""Configuration of pictures and their encoding."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from infra.config import Config
+
+
+class PicturesConfig(Config):
+    """From files to square RGB. A transform is named by version; another version is another fingerprint."""
+
+    transform: Literal["reference-1"] = "reference-1"
+    """reference-1: PIL, LANCZOS on the short side, then centre crop; prompts are resized whole and padded white."""
+
+
+class EncodeConfig(Config):
+    batch: int = Field(default=64, ge=1)
+    """Pictures a batch, cut from the work item in source order, the last one padded: codes may depend on it."""

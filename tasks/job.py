@@ -1,0 +1,64 @@
+"""The entry of every Ray job: ``python -m tasks.job STEP --workdir DIR --recipe FILE --fingerprint F --job ID``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import platform
+import sys
+import time
+import traceback
+
+from infra.errors import CalummaError, StepFailed
+from infra.store.commit import load_step
+from tasks.context import StepContext
+from tasks.recipe import load_recipe
+from tasks.steps import BY_NAME
+
+
+def run_step(context: StepContext) -> None:
+    """Runs one step's work in this process; returns when its manifest is committed."""
+    module = importlib.import_module(BY_NAME[context.step].module)
+    module.run(context)
+    if load_step(context.store()) is None:
+        raise StepFailed(f"step {context.step} ended without its manifest; this is a fault in {module.__name__}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tasks.job", description=__doc__)
+    parser.add_argument("step", choices=sorted(BY_NAME))
+    parser.add_argument("--workdir", required=True)
+    parser.add_argument("--recipe", required=True, help="the resolved recipe, YAML")
+    parser.add_argument("--fingerprint", required=True, help="what the submitter expects this step's output to be")
+    parser.add_argument("--job", required=True)
+    args = parser.parse_args(argv)
+    context = StepContext(load_recipe(args.recipe), args.workdir, args.step, args.job)
+    started = time.time()
+    record = {"step": args.step, "fingerprint": args.fingerprint, "host": platform.node(), "cpus": os.cpu_count()}
+    try:
+        if context.fingerprint != args.fingerprint:
+            raise StepFailed(
+                f"step {args.step}: expected fingerprint {args.fingerprint[:12]}, found {context.fingerprint[:12]}. "
+                "The sources changed between planning and running, or the job runs other code. Run again."
+            )
+        run_step(context)
+        record["state"] = "done"
+        return 0
+    except CalummaError as e:
+        record |= {"state": "failed", "error": str(e)}
+        print(f"error: {e}", file=sys.stderr, flush=True)
+        return 1
+    except Exception as e:
+        traceback.print_exc()
+        record |= {"state": "failed", "error": f"{type(e).__name__}: {e}"}
+        return 1
+    finally:
+        record |= {"started": started, "seconds": time.time() - started}
+        name = f"runs/jobs/{args.job}/record.json"
+        context.workdir.put(name, (json.dumps(record, indent=1) + "\n").encode())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

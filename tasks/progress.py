@@ -1,0 +1,55 @@
+"""Progress of a job, as a small file that the flow and the terminal read: done, total, rate, quarantined."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+
+from infra.storage import Storage
+
+INTERVAL_S = 0.5
+
+
+class Progress:
+    """Writes ``runs/jobs/<job>/progress.json``, at most twice a second unless forced."""
+
+    def __init__(self, store: Storage, job: str) -> None:
+        self._store, self._name = store, f"runs/jobs/{job}/progress.json"
+        self._started = time.monotonic()
+        self._last = 0.0
+
+    def update(
+        self,
+        done: float,
+        total: float,
+        unit: str = "items",
+        *,
+        quarantined: int = 0,
+        note: str = "",
+        force: bool = False,
+    ) -> None:
+        """Reports ``done`` of ``total``; ``note`` is a short line such as a loss."""
+        now = time.monotonic()
+        if not force and now - self._last < INTERVAL_S and done < total:
+            return
+        self._last = now
+        seconds = now - self._started
+        state = {
+            "done": done,
+            "total": total,
+            "unit": unit,
+            "rate": done / seconds if seconds > 0 else 0.0,
+            "quarantined": quarantined,
+            "note": note,
+        }
+        self._store.put(self._name, json.dumps(state).encode())
+
+
+def read_progress(store: Storage, job: str) -> dict[str, Any] | None:
+    """The job's last report, or None before the first."""
+    data = store.get_or_none(f"runs/jobs/{job}/progress.json")
+    if data is None:
+        return None
+    state: dict[str, Any] = json.loads(data)
+    return state

@@ -1,0 +1,181 @@
+"""The recipe: everything that decides a run, in one checked model, read from YAML plus ``--set key=value``.
+
+Hyperparameters live here and nowhere else. Unknown keys are refused with the nearest known name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError, model_validator
+
+from infra.config import Config
+from infra.errors import RecipeError
+from infra.settings import ResourcesConfig
+from model.evaluation.config import EvaluationConfig
+from model.generation.config import GenerationConfig
+from model.image_tokenizer.config import ImageTokenizerConfig, ImageTokenizerTraining
+from model.text_tokenizer.config import TextTokenizerConfig
+from model.training.config import FinetuneConfig, PretrainConfig
+from model.transformer.config import TransformerConfig
+from model.vocabulary import Vocabulary
+from tasks.encode.config import EncodeConfig, PicturesConfig
+from tasks.mix.config import FinetuneMixConfig, MixConfig
+from tasks.scan.config import ScanConfig, SelectConfig
+from tasks.sources.config import SourceConfig
+
+BUILT_IN = Path(__file__).resolve().parent.parent / "recipes"
+
+
+class Recipe(Config):
+    """One run, from sources to report."""
+
+    name: str
+    seed: int = 0
+    vocabulary: Vocabulary = Vocabulary()
+    sources: tuple[SourceConfig, ...]
+    scan: ScanConfig = ScanConfig()
+    select: SelectConfig = SelectConfig()
+    pictures: PicturesConfig = PicturesConfig()
+    image_tokenizer: ImageTokenizerConfig = ImageTokenizerConfig()
+    image_tokenizer_training: ImageTokenizerTraining = ImageTokenizerTraining()
+    encode: EncodeConfig = EncodeConfig()
+    text_tokenizer: TextTokenizerConfig = TextTokenizerConfig()
+    mix: MixConfig
+    finetune_mix: FinetuneMixConfig
+    model: TransformerConfig = TransformerConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    generation: GenerationConfig = GenerationConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    folder: str = "."
+    """Where relative paths start; set to the recipe file's folder when it is read."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Recipe:
+        kinds = {s.name: s.kind for s in self.sources}
+        if len(kinds) != len(self.sources):
+            raise ValueError("two sources have the same name")
+        if self.image_tokenizer.codes != self.vocabulary.image_codes:
+            raise ValueError(
+                f"image_tokenizer.codes is {self.image_tokenizer.codes} and vocabulary.image_codes is "
+                f"{self.vocabulary.image_codes}; they must be equal"
+            )
+        picture = self.image_tokenizer.codes_per_image + 2
+        if picture + 2 > self.mix.sequence_length:
+            raise ValueError(
+                f"mix.sequence_length is {self.mix.sequence_length}; a picture is {picture} tokens and is never cut, "
+                f"so it must be at least {picture + 2}"
+            )
+        named = {n for stage in self.mix.stages for n in stage.weights}
+        for name in sorted(named | set(self.finetune_mix.sources) | set(self.text_tokenizer.weights)):
+            if name not in kinds:
+                near = difflib.get_close_matches(name, kinds, 1)
+                raise ValueError(f"no source is named {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        for name in self.finetune_mix.sources:
+            if kinds[name] != "messages":
+                raise ValueError(f"finetune_mix.sources names {name!r}, a source of kind {kinds[name]}, not messages")
+        return self
+
+    def source(self, name: str) -> SourceConfig:
+        return next(s for s in self.sources if s.name == name)
+
+    def to_yaml(self) -> str:
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def find_recipe(name: str | Path) -> Path:
+    """The recipe's file: a path, or the name of a built-in recipe (``emoji``)."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    built_in = BUILT_IN / f"{path.stem if path.suffix == '.yaml' else path.name}.yaml"
+    if path.parent in (Path("."), Path("recipes")) and built_in.is_file():
+        return built_in
+    known = sorted(p.stem for p in BUILT_IN.glob("*.yaml"))
+    raise RecipeError(f"{name}: no such recipe file. Built-in recipes: {', '.join(known)}.")
+
+
+def load_recipe(name: str | Path, settings: Iterable[str] = ()) -> Recipe:
+    """Reads, overrides (``a.b=value``, the value as YAML) and checks a recipe."""
+    path = find_recipe(name)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise RecipeError(f"{path}: not valid YAML: {e}") from e
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{path}: expected a mapping of sections at the top, got {type(raw).__name__}")
+    for setting in settings:
+        _apply(raw, setting)
+    raw.setdefault("folder", str(path.resolve().parent))
+    return parse_recipe(raw, str(path))
+
+
+def parse_recipe(raw: Mapping[str, Any], where: str = "recipe") -> Recipe:
+    """Checks a recipe given as plain data; RecipeError lists every fault with its key."""
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as e:
+        lines = [_explain(dict(err)) for err in e.errors()]
+        raise RecipeError(f"{where}: {len(lines)} fault{'s' if len(lines) > 1 else ''}\n" + "\n".join(lines)) from e
+
+
+def _apply(raw: dict[str, Any], setting: str) -> None:
+    key, sign, text = setting.partition("=")
+    if not sign or not key:
+        raise RecipeError(f"--set {setting}: expected KEY=VALUE, for example --set pretrain.batch=16")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as e:
+        raise RecipeError(f"--set {setting}: the value is not valid YAML: {e}") from e
+    node: Any = raw
+    *parents, last = key.split(".")
+    for name in parents:
+        if isinstance(node, list):
+            node = _element(node, name, setting)
+            continue
+        node = node.setdefault(name, {})
+        if not isinstance(node, dict | list):
+            raise RecipeError(f"--set {setting}: {name} is a value, not a section")
+    if isinstance(node, list):
+        raise RecipeError(f"--set {setting}: {key.rpartition('.')[0]} is a list; name one of its entries' keys")
+    node[last] = value
+
+
+def _element(items: list[Any], name: str, setting: str) -> Any:
+    """An entry of a list of sections, by its ``name`` or number: ``sources.emoji.limit=100``."""
+    for i, item in enumerate(items):
+        if str(i) == name or (isinstance(item, dict) and item.get("name") == name):
+            return item
+    raise RecipeError(f"--set {setting}: no entry is named {name!r}")
+
+
+def _explain(error: dict[str, Any]) -> str:
+    where = ".".join(str(p) for p in error["loc"]) or "recipe"
+    if error["type"] == "extra_forbidden":
+        known = _known_keys(error["loc"][:-1])
+        near = difflib.get_close_matches(str(error["loc"][-1]), known, 1, 0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known)}"
+        return f"  {where}: unknown key; {hint}"
+    if error["type"] == "missing":
+        return f"  {where}: missing, and it has no default"
+    given = error.get("input")
+    shown = "" if isinstance(given, dict | BaseModel) else f" (got {json.dumps(given, default=str)[:80]})"
+    return f"  {where}: {str(error['msg']).removeprefix('Value error, ')}{shown}"
+
+
+def _known_keys(loc: tuple[Any, ...]) -> list[str]:
+    cls: Any = Recipe
+    for part in loc:
+        if isinstance(part, int):
+            continue
+        annotation = cls.model_fields[part].annotation
+        candidates = [annotation, *get_args(annotation)]
+        cls = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), cls)
+    return sorted(cls.model_fields)

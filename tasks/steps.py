@@ -1,0 +1,105 @@
+"""The steps, their order, what each reads, and which parts of the recipe it depends on. The one table of the pipeline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step. ``version`` is raised whenever its code would write other bytes from the same inputs."""
+
+    name: str
+    module: str
+    """Module with ``run(context: StepContext) -> None``; it commits the step's manifest."""
+    about: str
+    inputs: tuple[str, ...] = ()
+    sections: tuple[str, ...] = ()
+    """Keys of the recipe that its output depends on."""
+    version: int = 1
+
+
+STEPS: tuple[Step, ...] = (
+    Step(
+        "scan",
+        "tasks.scan.run",
+        "lists work items; hashes, measures and filters every sample",
+        sections=("sources", "scan", "seed"),
+    ),
+    Step("select", "tasks.scan.select", "drops duplicates across each source", ("scan",), ("select",)),
+    Step(
+        "image-tokenizer",
+        "tasks.train.image_tokenizer",
+        "trains the VQ-GAN: pictures to codes and back",
+        ("select",),
+        ("image_tokenizer", "image_tokenizer_training", "pictures", "seed"),
+    ),
+    Step(
+        "encode",
+        "tasks.encode.run",
+        "turns every picture into codes: the sample store",
+        ("select", "image-tokenizer"),
+        ("encode", "pictures"),
+    ),
+    Step(
+        "text-tokenizer",
+        "tasks.train.text_tokenizer",
+        "trains SentencePiece on the sources' texts",
+        ("select",),
+        ("text_tokenizer", "vocabulary", "seed"),
+    ),
+    Step(
+        "tokenize",
+        "tasks.documents.run",
+        "turns every sample into ids: the document store",
+        ("encode", "text-tokenizer"),
+        ("vocabulary",),
+    ),
+    Step(
+        "mix",
+        "tasks.mix.run",
+        "plans the stages, packs documents, writes sequences",
+        ("tokenize",),
+        ("mix", "finetune_mix", "vocabulary", "seed"),
+    ),
+    Step(
+        "pretrain",
+        "tasks.train.pretrain",
+        "trains the transformer over both stages",
+        ("mix",),
+        ("model", "pretrain", "vocabulary", "seed"),
+    ),
+    Step(
+        "finetune",
+        "tasks.train.finetune",
+        "aligns it on conversations, answers only",
+        ("mix", "pretrain"),
+        ("finetune", "seed"),
+    ),
+    Step(
+        "evaluate",
+        "tasks.evaluate",
+        "choices by likelihood, drawings, captions, losses",
+        ("encode", "image-tokenizer", "text-tokenizer", "mix", "pretrain", "finetune"),
+        ("evaluation", "generation", "seed"),
+    ),
+    Step(
+        "export",
+        "tasks.export",
+        "writes a folder that transformers loads",
+        ("image-tokenizer", "text-tokenizer", "finetune"),
+        ("vocabulary",),
+    ),
+    Step(
+        "report",
+        "tasks.report.run",
+        "one HTML file with everything worth looking at",
+        (
+            *("scan", "select", "image-tokenizer", "encode", "text-tokenizer", "tokenize", "mix"),
+            *("pretrain", "finetune", "evaluate", "export"),
+        ),
+    ),
+)
+
+BY_NAME: dict[str, Step] = {step.name: step for step in STEPS}
+NAMES: tuple[str, ...] = tuple(BY_NAME)
