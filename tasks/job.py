@@ -27,6 +27,7 @@ def run_step(context: StepContext) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Runs the named step; the exit code is 0 only when its manifest is committed."""
     parser = argparse.ArgumentParser(prog="python -m tasks.job", description=__doc__)
     parser.add_argument("step", choices=sorted(BY_NAME))
     parser.add_argument("--workdir", required=True)

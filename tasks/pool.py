@@ -38,6 +38,8 @@ class Item(Protocol):
 
 
 class Worker(Protocol):
+    """The pure work of a step on one item."""
+
     def process(self, item: Any) -> PartOutput: ...
 
 

@@ -96,7 +96,7 @@ def find_recipe(name: str | Path) -> Path:
     if path.is_file():
         return path
     built_in = BUILT_IN / f"{path.stem if path.suffix == '.yaml' else path.name}.yaml"
-    if path.parent in (Path("."), Path("recipes")) and built_in.is_file():
+    if path.parent in (Path(), Path("recipes")) and built_in.is_file():
         return built_in
     known = sorted(p.stem for p in BUILT_IN.glob("*.yaml"))
     raise RecipeError(f"{name}: no such recipe file. Built-in recipes: {', '.join(known)}.")

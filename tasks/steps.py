@@ -1,4 +1,4 @@
-"""The steps, their order, what each reads, and which parts of the recipe it depends on. The one table of the pipeline."""
+"""The steps, their order, what each reads, and which sections of the recipe decide it: the table of the pipeline."""
 
 from __future__ import annotations
 

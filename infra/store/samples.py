@@ -1,4 +1,4 @@
-"""The sample store: one Parquet table a part, written by ``encode``. Pictures as raw codebook indices, texts as read."""
+"""The sample store: one Parquet table a part, written by ``encode``. Pictures as codebook indices, texts as read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parquet, written so that equal rows give equal bytes: one writer, pinned settings, no times, one batch a row group."""
+"""Parquet, written so that equal rows give equal bytes: pinned settings, no times, one batch a row group."""
 
 from __future__ import annotations
 

@@ -17,5 +17,7 @@ class PicturesConfig(Config):
 
 
 class EncodeConfig(Config):
+    """How pictures are turned into codes."""
+
     batch: int = Field(default=64, ge=1)
     """Pictures a batch, cut from the work item in source order, the last one padded: codes may depend on it."""

@@ -17,7 +17,7 @@ class SourceConfig(Config):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     type: str
     kind: Kind
-    """pairs: a picture and its captions; text; interleaved: texts and pictures in order; messages: prompts and answers."""
+    """pairs: a picture and captions; text; interleaved: texts and pictures in order; messages: prompts and answers."""
     path: str | None = None
     """Folder or file the reader starts from; relative paths are relative to the recipe's folder."""
     options: dict[str, Any] = {}
