@@ -1,4 +1,4 @@
-"""The entry of every Ray job: ``python -m tasks.job STEP --workdir DIR --recipe FILE --fingerprint F --job ID``."""
+"""The entry of every Ray job: ``python -m tasks.job STEP --workdir DIR --recipe NAME --fingerprint F --job ID``."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ import sys
 import time
 import traceback
 
+import yaml
+
 from infra.errors import CalummaError, StepFailed
+from infra.storage import Storage
 from infra.store.commit import load_step
 from tasks.context import StepContext
-from tasks.recipe import load_recipe
+from tasks.recipe import parse_recipe
 from tasks.steps import BY_NAME
 
 
@@ -31,11 +34,12 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tasks.job", description=__doc__)
     parser.add_argument("step", choices=sorted(BY_NAME))
     parser.add_argument("--workdir", required=True)
-    parser.add_argument("--recipe", required=True, help="the resolved recipe, YAML")
+    parser.add_argument("--recipe", required=True, help="the resolved recipe, YAML, relative to the work folder")
     parser.add_argument("--fingerprint", required=True, help="what the submitter expects this step's output to be")
     parser.add_argument("--job", required=True)
     args = parser.parse_args(argv)
-    context = StepContext(load_recipe(args.recipe), args.workdir, args.step, args.job)
+    recipe = parse_recipe(yaml.safe_load(Storage(args.workdir).get(args.recipe)), args.recipe)
+    context = StepContext(recipe, args.workdir, args.step, args.job)
     started = time.time()
     record = {"step": args.step, "fingerprint": args.fingerprint, "host": platform.node(), "cpus": os.cpu_count()}
     try:

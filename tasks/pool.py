@@ -116,6 +116,8 @@ def _run_on_ray(
 ) -> None:
     import ray  # here, so that pure uses of this module need no Ray
 
+    if not ray.is_initialized():
+        ray.init(logging_level="warning")
     cpus = context.recipe.resources.data_cpus
     available = ray.cluster_resources().get("CPU", 0)
     size = min(size, len(todo))

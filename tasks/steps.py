@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from infra.errors import RecipeError
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -103,3 +105,13 @@ STEPS: tuple[Step, ...] = (
 
 BY_NAME: dict[str, Step] = {step.name: step for step in STEPS}
 NAMES: tuple[str, ...] = tuple(BY_NAME)
+
+
+def chosen_steps(first: str | None, only: str | None) -> tuple[str, ...]:
+    """The steps to run: all, those from ``first`` on, or just ``only``."""
+    for name in (first, only):
+        if name is not None and name not in BY_NAME:
+            raise RecipeError(f"no step is named {name!r}; the steps are {', '.join(NAMES)}")
+    if only is not None:
+        return (only,)
+    return NAMES if first is None else NAMES[NAMES.index(first) :]

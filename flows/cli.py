@@ -1,0 +1,173 @@
+"""The command line. Commands import what they need when they run, so that ``calumma --help`` answers at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Calumma: from raw text and pictures to a mixed-modal early-fusion model.",
+    epilog="Start with: calumma run emoji",
+)
+
+
+class Modality(StrEnum):
+    """What ``generate`` may write."""
+
+    text = "text"
+    image = "image"
+    any = "any"
+
+
+RecipeName = Annotated[str, typer.Argument(help="A recipe file, or the name of a built-in one (emoji, photos).")]
+WorkdirName = Annotated[Path, typer.Argument(help="The work folder of a run.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides one key, e.g. pretrain.batch=16.")
+]
+
+
+@app.command(epilog="Example: calumma run emoji --set seed=1 --workdir work/emoji-1")
+def run(
+    recipe: RecipeName,
+    settings: Settings = None,
+    first: Annotated[str | None, typer.Option("--from", metavar="STEP", help="Starts at this step.")] = None,
+    only: Annotated[str | None, typer.Option("--only", metavar="STEP", help="Runs just this step.")] = None,
+    workdir: Annotated[Path | None, typer.Option(help="Where everything is kept; default: work/RECIPE.")] = None,
+) -> None:
+    """Runs a recipe: every step that is not done yet, from raw files to the report."""
+    with _plain_errors(workdir):
+        from flows.local import run_locally
+
+        run_locally(recipe, settings or [], workdir, first, only)
+
+
+@app.command(epilog="Example: calumma plan photos --set mix.tokens=20000000")
+def plan(recipe: RecipeName, settings: Settings = None) -> None:
+    """Says what would run: samples, tokens, bytes, steps, parameters, FLOPs, hours. Touches nothing."""
+    with _plain_errors():
+        from rich.console import Console
+
+        from tasks.plan_cost import plan_cost, render
+        from tasks.recipe import load_recipe
+
+        Console().print(render(plan_cost(load_recipe(recipe, settings or []))))
+
+
+@app.command(epilog="Example: calumma status work/emoji --recipe emoji --set mix.tokens=5000000")
+def status(
+    workdir: WorkdirName,
+    recipe: Annotated[str | None, typer.Option(help="Compares with this recipe; default: the last one run.")] = None,
+    settings: Settings = None,
+) -> None:
+    """Shows steps, ledger, checkpoints, where things are, and what a changed recipe would do again."""
+    with _plain_errors(workdir):
+        from rich.console import Console
+
+        from tasks.status import render, status_of
+
+        Console().print(render(status_of(workdir, recipe, settings or [])))
+
+
+@app.command(epilog="Example: calumma inspect work/emoji/encode/*/parts/emoji-00000.parquet --out sheet.png")
+def inspect(
+    path: Annotated[Path, typer.Argument(help="A part, sequence file, manifest, checkpoint or weights file.")],
+    out: Annotated[Path | None, typer.Option(help="Also writes the pictures found to this PNG.")] = None,
+    limit: Annotated[int, typer.Option(help="Rows or sequences shown.")] = 5,
+) -> None:
+    """Looks inside any stored file: pictures, text, token spans."""
+    with _plain_errors():
+        from rich.console import Console
+
+        from tasks.inspect import inspect as look
+
+        console = Console()
+        for found in look(path, out=out, limit=limit):
+            console.print(found)
+
+
+@app.command(epilog='Example: calumma generate work/emoji "Draw: red apple" --modality image --out drawings')
+def generate(
+    workdir: WorkdirName,
+    prompt: Annotated[str, typer.Argument(help="What to say to the model.")],
+    image: Annotated[list[Path] | None, typer.Option(help="A picture that comes before the prompt.")] = None,
+    modality: Annotated[Modality, typer.Option(help="What the answer may hold.")] = Modality.any,
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("generated"),
+    seed: Annotated[int, typer.Option(help="Equal seeds give equal answers.")] = 0,
+) -> None:
+    """Asks a trained model; prints its text and says where its pictures are."""
+    with _plain_errors(workdir):
+        from tasks.generate import generate_in
+
+        for piece in generate_in(workdir, prompt, images=image or [], modality=modality.value, out=out, seed=seed):
+            typer.echo(piece)
+
+
+@app.command(epilog="Example: calumma export work/emoji --out emoji-model")
+def export(
+    workdir: WorkdirName, out: Annotated[Path, typer.Option(help="A new folder, for transformers to load.")]
+) -> None:
+    """Copies the exported model: a folder that transformers loads."""
+    with _plain_errors(workdir):
+        from tasks.status import copy_export
+
+        typer.echo(copy_export(workdir, out))
+
+
+@app.command(epilog="Example: calumma ui work/emoji --port 4300")
+def ui(workdir: WorkdirName, port: Annotated[int, typer.Option(help="Port of the Prefect UI.")] = 4200) -> None:
+    """Serves the Prefect UI over a work folder's runs; says where Ray's dashboard is while a run is on."""
+    with _plain_errors(workdir):
+        from flows.local import serve_ui
+
+        serve_ui(workdir, port)
+
+
+@contextmanager
+def _plain_errors(workdir: Path | None = None) -> Iterator[None]:
+    """Errors as messages: what a user caused in full, a fault of ours with the place of its trace."""
+    from infra.errors import CalummaError
+
+    try:
+        yield
+    except CalummaError as e:
+        typer.secho(f"error: {e}", fg="red", err=True)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        typer.secho("\nStopped. What is committed is kept: the same command goes on from there.", fg="yellow", err=True)
+        raise typer.Exit(130) from None
+    except BrokenPipeError:
+        os._exit(0)
+    except (typer.Exit, SystemExit):
+        raise
+    except Exception as e:
+        typer.secho(f"error: {type(e).__name__}: {e}\n{_keep_trace(workdir)}", fg="red", err=True)
+        raise typer.Exit(1) from None
+
+
+def _keep_trace(workdir: Path | None) -> str:
+    import tempfile
+    import traceback
+
+    folder = workdir / "runs" if workdir is not None and workdir.is_dir() else Path(tempfile.gettempdir())
+    path = folder / "calumma-error.txt"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_text(" ".join(sys.argv) + "\n\n" + traceback.format_exc(), encoding="utf-8")
+    except OSError:
+        return traceback.format_exc()
+    return f"This is not an error Calumma foresaw; the whole trace is in {path}"
+
+
+if __name__ == "__main__":
+    app()

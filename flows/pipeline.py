@@ -1,0 +1,87 @@
+"""The pipeline, from raw files to the report: the table of contents.
+
+Each step is one Prefect task run that stands for one Ray job. Only manifests cross Prefect; data goes from storage to
+Ray and back. A step whose manifest exists is not run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+
+from flows import artifacts
+from flows.display import Display
+from flows.submit import Cluster, run_job
+from infra.errors import StepFailed
+from infra.storage import Storage
+from infra.store.commit import load_step
+from infra.store.manifest import StepManifest
+from tasks.fingerprint import fingerprints, folder_of
+from tasks.recipe import Recipe, load_recipe
+from tasks.steps import BY_NAME, chosen_steps
+
+
+def require_inputs(steps: Sequence[str], prints: dict[str, str], workdir: Storage) -> None:
+    """StepFailed unless every input of ``steps`` that is not among them is finished."""
+    for step in steps:
+        for name in BY_NAME[step].inputs:
+            if name not in steps and load_step(workdir.sub(folder_of(name, prints[name]))) is None:
+                raise StepFailed(
+                    f"step {step} reads what {name} makes, and {name} is not finished for this recipe. "
+                    "Run without --only and --from; finished steps are not run again."
+                )
+
+
+@task(name="step", task_run_name="{step}", cache_policy=NO_CACHE, persist_result=False)
+def run_step(step: str, fingerprint: str, cluster: Cluster, reports: list[Callable[[dict[str, Any]], None]]) -> None:
+    """One step: its Ray job, followed to its manifest, then shown in the UI."""
+    bar = artifacts.ProgressArtifact(step)
+
+    def report(state: dict[str, Any]) -> None:
+        bar.update(state)
+        for listener in reports:
+            listener(state)
+
+    manifest = run_job(cluster, step, fingerprint, report)
+    artifacts.publish(step, manifest, Storage(cluster.workdir).sub(folder_of(step, fingerprint)))
+
+
+@flow(name="calumma", flow_run_name="{workdir}", validate_parameters=True)
+def pipeline(
+    recipe: Recipe | str,
+    workdir: str,
+    first: str | None = None,
+    only: str | None = None,
+    settings: list[str] | None = None,
+) -> dict[str, str]:
+    """Runs a recipe's steps that are not done yet; their fingerprints.
+
+    ``recipe`` is a recipe in full, or the name or path of one with ``settings`` such as ``pretrain.batch=16``.
+    """
+    if isinstance(recipe, str):
+        recipe = load_recipe(recipe, settings or [])
+    steps = chosen_steps(first, only)
+    prints = fingerprints(recipe)
+    store = Storage(workdir)
+    require_inputs(steps, prints, store)
+    display = Display(steps)
+    cluster = Cluster(recipe, workdir)
+    try:
+        for step in steps:
+            folder = store.sub(folder_of(step, prints[step]))
+            done: StepManifest | None = load_step(folder)
+            known = done is not None
+            if done is None:
+                display.start(step)
+                run_step(step, prints[step], cluster, [display.update])
+                done = load_step(folder)
+            if done is None:
+                raise StepFailed(f"step {step} ended without its manifest in {folder.root}")
+            display.finish(step, done, known=known)
+    finally:
+        display.stop()
+        cluster.close()
+    return {step: prints[step] for step in steps}

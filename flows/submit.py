@@ -1,0 +1,168 @@
+"""One path for every step: submit its Ray job, or attach to the one that runs; follow it; stop it when we are stopped.
+
+A job's id is step, fingerprint and attempt. Only the step's manifest says done: a job that succeeded without one has
+failed, and one that was killed after writing it has succeeded.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from infra.errors import ResourceError, StepFailed
+from infra.ray_local import LocalRay, end_ray, start_ray
+from infra.storage import Storage
+from infra.store.commit import load_step
+from infra.store.manifest import StepManifest
+from tasks.fingerprint import fingerprint_of, folder_of
+from tasks.progress import read_progress
+from tasks.recipe import Recipe
+
+POLL_S = 0.25
+JOB_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",  # with several processes a core, more threads only spin
+    "DS_ACCELERATOR": "cpu",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+"""What every job inherits on a local Ray; on a cluster its image and pools decide."""
+
+Report = Callable[[dict[str, Any]], None]
+
+
+@dataclass
+class Cluster:
+    """The Ray that runs a pipeline's jobs: one given by address, or a local one started on first use."""
+
+    recipe: Recipe
+    workdir: str
+    _local: LocalRay | None = None
+    _client: Any = None
+
+    def client(self) -> Any:
+        """A JobSubmissionClient; starts the local Ray, or starts it again if it died."""
+        from ray.job_submission import JobSubmissionClient
+
+        if self._client is not None and (self._local is None or self._local.alive()):
+            return self._client
+        address = self.recipe.resources.ray_address
+        if address is None:
+            resources = self.recipe.resources
+            cpus = max(2, resources.train_workers, round(resources.data_workers * resources.data_cpus + 0.5))
+            self._local = start_ray(Path(self.workdir), cpus, JOB_ENVIRONMENT)
+            address = self._local.address
+        try:
+            self._client = JobSubmissionClient(address)
+        except Exception as e:
+            raise ResourceError(
+                f"resources.ray_address: no Ray Jobs API answers at {address} ({e}). Correct it, or leave it out for a "
+                "local Ray. A cluster that asks for a token takes it from RAY_AUTH_MODE=token and RAY_AUTH_TOKEN."
+            ) from e
+        return self._client
+
+    def close(self) -> None:
+        """Ends the local Ray, if this run started one."""
+        self._client = None
+        if self._local is not None:
+            end_ray(Path(self.workdir))
+            self._local = None
+
+
+def save_recipe(recipe: Recipe, workdir: Storage) -> str:
+    """Keeps the resolved recipe where jobs and later commands find it; its name in the work folder."""
+    text = recipe.to_yaml()
+    name = f"runs/recipes/{fingerprint_of(text)[:12]}.yaml"
+    workdir.put_new(name, text.encode())
+    if workdir.get_or_none("recipe.yaml") != text.encode():
+        workdir.put("recipe.yaml", text.encode())
+    return name
+
+
+def run_job(cluster: Cluster, step: str, fingerprint: str, report: Report) -> StepManifest:
+    """Brings one step to its manifest, through as many attempts as the recipe allows; ``report`` hears progress.
+
+    StepFailed with the job's own message when it fails by itself; a job that was killed is submitted again.
+    """
+    workdir = Storage(cluster.workdir)
+    store = workdir.sub(folder_of(step, fingerprint))
+    recipe_name = save_recipe(cluster.recipe, workdir)
+    deaths = 0
+    while True:
+        if (done := load_step(store)) is not None:
+            return done
+        client = cluster.client()
+        job = _attach(client, workdir, step, fingerprint) or _submit(
+            client, cluster, workdir, step, fingerprint, recipe_name
+        )
+        status = _follow(client, workdir, job, report, cluster.recipe.resources.pending_deadline_s)
+        if (done := load_step(store)) is not None:
+            return done
+        record = json.loads(workdir.get_or_none(f"runs/jobs/{job}/record.json") or b"{}")
+        if status == "STOPPED":
+            raise StepFailed(f"step {step}: its job {job} was stopped. Run again to go on from what is committed.")
+        if "error" in record:
+            raise StepFailed(f"step {step}: {record['error']}\nIts log: {workdir.url(f'runs/jobs/{job}/log.txt')}")
+        deaths += 1
+        if deaths > cluster.recipe.resources.max_failures:
+            raise StepFailed(
+                f"step {step}: its job was killed {deaths} times (resources.max_failures is "
+                f"{cluster.recipe.resources.max_failures}); often a lack of memory. "
+                f"Its log: {workdir.url(f'runs/jobs/{job}/log.txt')}"
+            )
+        report({"note": "its job was killed; submitting it again"})
+
+
+def _attach(client: Any, workdir: Storage, step: str, fingerprint: str) -> str | None:
+    """The id of an attempt that is pending or running on this cluster."""
+    known = [d for d in client.list_jobs() if d.submission_id and d.submission_id.startswith(f"{step}-{fingerprint}-")]
+    alive = [d.submission_id for d in known if str(d.status.value) in ("PENDING", "RUNNING")]
+    return str(alive[-1]) if alive else None
+
+
+def _submit(client: Any, cluster: Cluster, workdir: Storage, step: str, fingerprint: str, recipe_name: str) -> str:
+    attempt = 1
+    # Creating the record claims the attempt's number: an id can be used once, even after a failure.
+    while not workdir.put_new(f"runs/jobs/{step}-{fingerprint}-{attempt}/submitted", b""):
+        attempt += 1
+    job = f"{step}-{fingerprint}-{attempt}"
+    python = sys.executable if cluster.recipe.resources.ray_address is None else "python"
+    place = ["--workdir", cluster.workdir, "--recipe", recipe_name]
+    entrypoint = shlex.join([python, "-m", "tasks.job", step, *place, "--fingerprint", fingerprint, "--job", job])
+    client.submit_job(entrypoint=entrypoint, submission_id=job, metadata={"step": step, "workdir": cluster.workdir})
+    return job
+
+
+def _follow(client: Any, workdir: Storage, job: str, report: Report, pending_deadline_s: float) -> str:
+    """Reports until the job ends; its last status. Stops the job if this process is interrupted or cancelled."""
+    submitted = time.monotonic()
+    status = "PENDING"
+    try:
+        while True:
+            try:
+                status = str(client.get_job_status(job).value)
+            except (RuntimeError, OSError):  # the dashboard died with its node
+                return "LOST"
+            if (state := read_progress(workdir, job)) is not None:
+                report(state)
+            if status not in ("PENDING", "RUNNING"):
+                return status
+            if status == "PENDING" and time.monotonic() - submitted > pending_deadline_s:
+                client.stop_job(job)
+                raise ResourceError(
+                    f"job {job} did not start within {pending_deadline_s:g} s (resources.pending_deadline_s): the "
+                    "cluster has no free resources of the kind it asks for. See Ray's dashboard."
+                )
+            time.sleep(POLL_S)
+    except BaseException:
+        with suppress(Exception):
+            client.stop_job(job)
+        raise
+    finally:
+        with suppress(Exception):
+            workdir.put(f"runs/jobs/{job}/log.txt", client.get_job_logs(job).encode())

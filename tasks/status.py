@@ -1,0 +1,159 @@
+"""What a work folder holds: steps, ledger, checkpoints, and what a changed recipe would do again and why."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+from infra.errors import ResourceError, StepFailed, StoreError
+from infra.storage import Storage
+from infra.store.commit import done_parts, load_step
+from infra.store.manifest import StepManifest
+from tasks.fingerprint import fingerprint_of, folder_of, ingredients
+from tasks.recipe import Recipe, load_recipe, parse_recipe
+from tasks.steps import STEPS
+
+
+@dataclass(frozen=True)
+class StepStatus:
+    """One step under one recipe."""
+
+    step: str
+    folder: str
+    manifest: StepManifest | None
+    parts: int
+    """Parts committed so far, where the step makes parts."""
+    seconds: float | None
+    """What its attempts took, all together."""
+    changed: tuple[str, ...] = ()
+    """Why its output differs from the last run's: recipe keys, sources' content, earlier steps."""
+
+
+@dataclass(frozen=True)
+class Status:
+    """A work folder."""
+
+    workdir: Path
+    recipe: Recipe
+    steps: tuple[StepStatus, ...]
+    checkpoints: tuple[str, ...] = field(default_factory=tuple)
+
+
+def last_recipe(workdir: Path) -> Recipe:
+    """The recipe that was last run in a work folder; StoreError where there is none."""
+    path = workdir / "recipe.yaml"
+    try:
+        return parse_recipe(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
+    except (OSError, yaml.YAMLError) as e:
+        raise StoreError(
+            f"{workdir}: no run was made in this folder (there is no readable recipe.yaml). "
+            f"Make one: calumma run RECIPE --workdir {workdir}"
+        ) from e
+
+
+def status_of(workdir: Path, recipe_name: str | None = None, settings: Sequence[str] = ()) -> Status:
+    """The folder's steps under its last recipe, or under another one, compared with the last."""
+    last = last_recipe(workdir)
+    recipe = last
+    if recipe_name is not None:
+        recipe = load_recipe(recipe_name, settings)
+    elif settings:
+        recipe = load_recipe(workdir / "recipe.yaml", settings)
+    before, now = ingredients(last), ingredients(recipe)
+    store = Storage(workdir)
+    seconds = job_seconds(workdir)
+    found = []
+    for step in STEPS:
+        fingerprint = fingerprint_of(now[step.name])
+        name = folder_of(step.name, fingerprint)
+        changed = differences(before[step.name], now[step.name])
+        parts = len(done_parts(store.sub(name)))
+        found.append(StepStatus(step.name, name, load_step(store.sub(name)), parts, seconds.get(fingerprint), changed))
+    checkpoints = sorted(
+        str(p.parent.relative_to(workdir))
+        for s in found
+        for p in (workdir / s.folder).glob("checkpoints/*/manifest.json")
+    )
+    return Status(workdir, recipe, tuple(found), tuple(checkpoints))
+
+
+def job_seconds(workdir: Path) -> dict[str, float]:
+    """Seconds that the jobs of each fingerprint took, over all attempts that ended by themselves."""
+    total: dict[str, float] = {}
+    for path in (workdir / "runs" / "jobs").glob("*/record.json"):
+        record = json.loads(path.read_text())
+        total[record["fingerprint"]] = total.get(record["fingerprint"], 0.0) + record["seconds"]
+    return total
+
+
+def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> tuple[str, ...]:
+    """The keys at which two steps' ingredients differ, dotted; input fingerprints as the step's name."""
+    keys: list[str] = []
+    for key in sorted({*before, *now}):
+        a, b = before.get(key), now.get(key)
+        if a == b:
+            continue
+        if key == "inputs" and isinstance(a, dict) and isinstance(b, dict):
+            keys += [f"step {name}" for name in sorted({*a, *b}) if a.get(name) != b.get(name)]
+        elif isinstance(a, dict) and isinstance(b, dict):
+            keys += differences(a, b, f"{prefix}{key}.")
+        else:
+            keys.append(f"{prefix}{key}")
+    return tuple(keys)
+
+
+def render(status: Status) -> RenderableType:
+    """The status as tables for a terminal."""
+    steps = Table(title=f"{status.recipe.name} in {status.workdir}", title_justify="left")
+    for column in ("step", "state", "time", "where", "would be done again because of"):
+        steps.add_column(column, overflow="fold")
+    for s in status.steps:
+        state = "[green]done[/]" if s.manifest else f"[yellow]{s.parts} parts[/]" if s.parts else "[dim]to do[/]"
+        why = ", ".join(s.changed) if s.manifest is None else ""
+        steps.add_row(s.step, state, f"{s.seconds:,.0f} s" if s.seconds is not None else "", s.folder, why)
+    shown: list[RenderableType] = [steps, ledger_table(status)]
+    if status.checkpoints:
+        shown.append("Checkpoints:\n" + "\n".join(f"  {c}" for c in status.checkpoints))
+    report = next(s for s in status.steps if s.step == "report")
+    if report.manifest:
+        shown.append(f"Report: {status.workdir / report.folder / 'report.html'}")
+    return Group(*shown)
+
+
+def ledger_table(status: Status) -> Table:
+    """in = out + filtered + duplicate + quarantined + removed, by step and source, checked."""
+    table = Table(title="Ledger", title_justify="left")
+    for column in ("step", "source", "in", "out", "filtered", "duplicate", "quarantined", "removed", "balance"):
+        table.add_column(column, justify="left" if column in ("step", "source") else "right")
+    for s in status.steps:
+        for source, rows in (s.manifest.rows if s.manifest else {}).items():
+            cells = [
+                "\n".join(f"{reason} {n:,}" for reason, n in sorted(found.items())) or "0"
+                for found in (rows.filtered, rows.duplicate, rows.quarantined, rows.removed)
+            ]
+            balance = "[green]closed[/]" if rows.balance == 0 else f"[red]open by {rows.balance}[/]"
+            table.add_row(s.step, source, f"{rows.entered:,}", f"{rows.out:,}", *cells, balance)
+    return table
+
+
+def copy_export(workdir: Path, out: Path) -> str:
+    """Copies the finished export to a new folder; what was copied, in words."""
+    status = status_of(workdir)
+    step = next(s for s in status.steps if s.step == "export")
+    if step.manifest is None:
+        raise StepFailed(f"{workdir}: step export is not finished. Run: calumma run RECIPE --workdir {workdir}")
+    if out.exists():
+        raise ResourceError(f"{out}: it exists already; name a new folder with --out")
+    source = workdir / step.folder / "transformers"
+    size = sum(f.stat().st_size for f in source.iterdir())
+    Storage(out.absolute().parent).need(size, "the exported model")
+    shutil.copytree(source, out)
+    return f"{out}: {len(list(out.iterdir()))} files, {size / 1e6:,.1f} MB. Load it with transformers' from_pretrained."

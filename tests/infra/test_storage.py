@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from infra.errors import ResourceError, StoreError
+from infra.storage import Storage
+
+
+def test_put_and_get(tmp_path: Path) -> None:
+    store = Storage(tmp_path / "a")
+    store.put("x/y.bin", b"1")
+    store.put("x/y.bin", b"22")
+    assert store.get("x/y.bin") == b"22"
+    assert store.size("x/y.bin") == 2
+    assert store.list("x") == ["y.bin"]
+    assert store.sub("x").list() == ["y.bin"]
+
+
+def test_missing_files(tmp_path: Path) -> None:
+    store = Storage(tmp_path)
+    assert store.get_or_none("no") is None
+    assert store.list("no") == []
+    with pytest.raises(StoreError, match="no such file"):
+        store.get("no")
+
+
+def test_put_new_has_one_winner(tmp_path: Path) -> None:
+    store, wins, start = Storage(tmp_path), [], threading.Barrier(8)
+
+    def race(i: int) -> None:
+        start.wait()
+        if store.put_new("m.json", str(i).encode()):
+            wins.append(i)
+
+    threads = [threading.Thread(target=race, args=(i,)) for i in range(8)]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert len(wins) == 1
+    assert store.get("m.json") == str(wins[0]).encode()
+    assert os.listdir(tmp_path) == ["m.json"]  # noqa: PTH208 - everything, hidden files too
+
+
+def test_sweep_removes_only_what_killed_writers_left(tmp_path: Path) -> None:
+    store = Storage(tmp_path)
+    store.put("good", b"1")
+    (tmp_path / ".aside-dead").write_bytes(b"half")
+    assert store.list() == ["good"]
+    assert store.sweep() == 1
+    assert store.get("good") == b"1"
+
+
+def test_need_names_the_lack(tmp_path: Path) -> None:
+    with pytest.raises(ResourceError, match=r"the moon needs .* are free"):
+        Storage(tmp_path).need(10**18, "the moon")
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Storage(tmp_path)
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ResourceError, match="No space left on device"):
+        store.put("x", b"12345")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_memory_filesystem_behaves_alike() -> None:
+    store = Storage("memory://calumma-test")
+    assert store.put_new("m", b"1")
+    store.put("a/b", b"2")
+    assert store.get("a/b") == b"2"
+    assert store.list("a") == ["b"]
+    with pytest.raises(StoreError, match="not on a local disk"):
+        store.path("m")

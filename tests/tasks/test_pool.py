@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from infra.errors import StepFailed
+from infra.storage import Storage
+from infra.store.commit import done_parts
+from infra.store.manifest import Rows
+from tasks.context import StepContext
+from tasks.pool import PartOutput, run_items
+from tasks.recipe import load_recipe
+
+
+@dataclass(frozen=True)
+class Item:
+    part: str
+
+
+class Doubler:
+    made: list[str] = []
+
+    def __init__(self, context: StepContext) -> None:
+        pass
+
+    def process(self, item: Item) -> PartOutput:
+        if item.part == "bad":
+            raise ValueError("this item cannot be made")
+        self.made.append(item.part)
+        return PartOutput(item.part, "s", {f"{item.part}.bin": item.part.encode() * 2}, Rows(entered=1, out=1))
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> StepContext:
+    Doubler.made = []
+    return StepContext(load_recipe("emoji"), str(tmp_path), "scan")
+
+
+def test_only_missing_parts_are_made(context: StepContext) -> None:
+    items = [Item(f"p{i}") for i in range(4)]
+    assert run_items(context, items[:2], Doubler, workers=0) == ["p0", "p1"]
+    assert run_items(context, items, Doubler, workers=0) == ["p0", "p1", "p2", "p3"]
+    assert Doubler.made == ["p0", "p1", "p2", "p3"]
+    assert context.store().get("parts/p3.bin") == b"p3p3"
+
+
+def test_a_failure_keeps_what_was_committed(context: StepContext) -> None:
+    with pytest.raises(ValueError, match="cannot be made"):
+        run_items(context, [Item("p0"), Item("bad"), Item("p1")], Doubler, workers=0)
+    assert done_parts(context.store()) == {"p0"}
+
+
+def test_doubled_names_are_refused(context: StepContext) -> None:
+    with pytest.raises(StepFailed, match="same part name"):
+        run_items(context, [Item("p0"), Item("p0")], Doubler, workers=0)
+
+
+def test_progress_is_reported(context: StepContext, tmp_path: Path) -> None:
+    run_items(context, [Item("p0"), Item("p1")], Doubler, workers=0, unit="rows", weight=lambda m: m.rows.out, total=2)
+    from tasks.progress import read_progress
+
+    state = read_progress(Storage(tmp_path), "local")
+    assert state is not None
+    assert (state["done"], state["total"], state["unit"]) == (2, 2, "rows")
