@@ -115,15 +115,15 @@ def _image_tokenizer_cost(recipe: Recipe) -> tuple[int, float, float]:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from model.image_tokenizer.vqgan import VQGAN
+    from model.image_tokenizer.vqgan import VQModel
 
     with torch.device("meta"):
-        model = VQGAN(recipe.image_tokenizer)
+        model = VQModel(recipe.image_tokenizer)
         x_BCHW = torch.zeros(1, 3, recipe.image_tokenizer.resolution, recipe.image_tokenizer.resolution)
     with torch.no_grad(), FlopCounterMode(display=False) as whole:
-        z_BCHW = model.quant_conv(model.encoder(x_BCHW))
+        z_BCHW = model.latents(x_BCHW)
         encode = float(whole.get_total_flops())
-        model.decoder(model.post_quant_conv(z_BCHW))
+        model.decode_latents(z_BCHW)
     search = (
         2.0 * recipe.image_tokenizer.codes_per_image * recipe.image_tokenizer.codes * recipe.image_tokenizer.embed_dim
     )
