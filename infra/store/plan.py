@@ -9,13 +9,28 @@ from __future__ import annotations
 import json
 from typing import Any, Literal
 
+import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from infra.errors import StoreError
 from infra.storage import Storage
+from infra.store.tables import FORMAT_KEY
 
 VERSION = 1
 PLAN = "plan.json"
+
+
+INTERVALS = pa.schema(
+    [
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("name", pa.string(), nullable=False),  # of the stage or epoch
+        pa.field("stream", pa.string(), nullable=False),
+        *(pa.field(n, pa.int64(), nullable=False) for n in ("start", "stop", "per_pass", "quota", "counted")),
+        *(pa.field(n, pa.int64(), nullable=False) for n in ("tokens", "image_tokens")),
+    ],
+    metadata={FORMAT_KEY: f"calumma-plan {VERSION}".encode()},
+)
+"""``plan.parquet``: the intervals as a table."""
 
 
 class _Model(BaseModel):

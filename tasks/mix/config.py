@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from pydantic import Field, NonNegativeFloat, model_validator
 
 from infra.config import Config
 
@@ -13,12 +13,21 @@ class StageConfig(Config):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     share: float = Field(gt=0, le=1)
     """Of the whole training's tokens."""
-    weights: dict[str, float] = {}
+    weights: dict[str, NonNegativeFloat] = {}
     """Sources that are new in this stage, by weight."""
     earlier: float = Field(default=0.0, ge=0, le=1)
     """Share of this stage's tokens that the first stage's sources fill, in the first stage's proportions."""
     hold_image_share: bool = False
     """Solve the new sources' weights for the first stage's image share, as near to the given weights as possible."""
+
+    @model_validator(mode="after")
+    def _check(self) -> StageConfig:
+        if self.earlier < 1 and not any(self.weights.values()):
+            raise ValueError(
+                f"stage {self.name!r}: sources without `weights` fill only its `earlier` share, {self.earlier:g}; "
+                "name at least one source with a weight above 0"
+            )
+        return self
 
 
 class MixConfig(Config):
@@ -27,7 +36,7 @@ class MixConfig(Config):
     tokens: int = Field(ge=1)
     """Tokens of pre-training over all stages, padding not counted."""
     sequence_length: int = Field(default=4096, ge=16)
-    stages: tuple[StageConfig, ...]
+    stages: tuple[StageConfig, ...] = Field(min_length=1)
     window: int = Field(default=10_000, ge=1)
     """Documents that best-fit packing looks at together."""
     slice_sequences: int = Field(default=1_048_576, ge=1)
@@ -41,8 +50,12 @@ class MixConfig(Config):
         total = sum(s.share for s in self.stages)
         if abs(total - 1) > 1e-9:
             raise ValueError(f"the stages' shares sum to {total:g}; they must sum to 1")
-        if self.stages[0].earlier:
-            raise ValueError("the first stage has no earlier sources: its `earlier` must be 0")
+        if self.stages[0].earlier or self.stages[0].hold_image_share:
+            raise ValueError(
+                "the first stage has no earlier sources: it can have neither `earlier` nor `hold_image_share`"
+            )
+        if len({s.name for s in self.stages}) != len(self.stages):
+            raise ValueError("two stages have the same name")
         return self
 
 
@@ -51,5 +64,8 @@ class FinetuneMixConfig(Config):
 
     sources: tuple[str, ...]
     """Sources of kind messages."""
-    weights: dict[str, float] = {}
+    weights: dict[str, NonNegativeFloat] = {}
     """Share of answer tokens by category; a category not named keeps its natural share. Empty: all natural."""
+    epochs: int = Field(default=2, ge=1)
+    """Passes that are packed, each with as many answer tokens as all conversations together, in these shares.
+    Where `finetune.epochs` is more, they are gone through again in another order."""

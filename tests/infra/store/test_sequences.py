@@ -29,9 +29,7 @@ def make(store: Storage, info: SequencesInfo, seed: int = 0) -> tuple[np.ndarray
 
 
 @settings(max_examples=20, deadline=None)
-@given(
-    sequences=st.integers(0, 150), length=st.integers(1, 41), file_sequences=st.integers(1, 100), loss=st.booleans()
-)
+@given(sequences=st.integers(0, 150), length=st.integers(1, 41), file_sequences=st.integers(1, 100), loss=st.booleans())
 def test_reads_back_what_was_written(
     tmp_path_factory: pytest.TempPathFactory, sequences: int, length: int, file_sequences: int, loss: bool
 ) -> None:

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import pytest
+
+from infra.storage import Storage
+from model.data.account import Account
+from model.data.loader import SequenceLoader
+from model.vocabulary import FIRST_IMAGE_CODE, PAD
+
+
+@pytest.mark.parametrize("run", ["pretrain", "finetune"])
+@pytest.mark.parametrize("batch", [1, 4, 30])
+def test_accounts_equal_what_the_loader_delivers(mix_store: Storage, run: str, batch: int) -> None:
+    account = Account(mix_store, run)
+    loader = SequenceLoader(mix_store, run, batch)  # type: ignore[arg-type]
+    for step, found in enumerate(loader):
+        counts = account.step(step, batch)
+        tokens = found["tokens"]
+        image = (tokens >= FIRST_IMAGE_CODE) & (tokens <= loader.vocabulary.boi)
+        assert sum(c["image"] for c in counts.values()) == int(image.sum())
+        assert sum(c["text"] for c in counts.values()) == int(((tokens != PAD) & ~image).sum())
+        assert set(counts) <= {"a", "b"}
+
+
+def test_positions_may_span_stages_and_sum_up(mix_store: Storage) -> None:
+    account = Account(mix_store, "pretrain")
+    whole = account.positions(range(len(account.order)))
+    steps = [account.step(n, 8) for n in range(account.order.steps(8))]
+    for source, counts in whole.items():
+        for modality, n in counts.items():
+            assert n == sum(s.get(source, {}).get(modality, 0) for s in steps)

@@ -1,0 +1,291 @@
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from infra.errors import RecipeError, StoreError
+from infra.storage import Storage
+from infra.store.commit import load_step
+from infra.store.plan import INTERVALS, PackedStore, Plan, load_plan
+from infra.store.sequences import SequenceReader
+from infra.store.tables import read_table
+from model.data.account import Account
+from model.data.loader import SequenceLoader, held_out, held_out_sources
+from model.vocabulary import FIRST_IMAGE_CODE, PAD
+from tasks.context import StepContext
+from tasks.documents.captions import image_first
+from tasks.mix.documents import DocumentReader, Documents
+from tasks.mix.run import run
+
+Contexts = Callable[..., StepContext]
+
+
+def build(context: StepContext, workers: int) -> Plan:
+    run(context, workers)
+    return load_plan(context.store())
+
+
+@pytest.fixture(scope="module")
+def built(workdir: Path, recipe_of: Callable[..., Any]) -> tuple[StepContext, Plan]:
+    context = StepContext(recipe_of(), str(workdir), "mix", "job")
+    context.__dict__["fingerprints"] = {"tokenize": "tokenize-0123", "mix": "mix-base-0123"}
+    return context, build(context, workers=0)
+
+
+def folders(plan: Plan) -> list[PackedStore]:
+    return [*plan.stages, *plan.finetune, *plan.held_out.values()]
+
+
+def spans_of(store: Storage, packed: PackedStore) -> list[dict[str, Any]]:
+    reader = SequenceReader(store, packed.folder)
+    return [row for file in range(reader.info.files) for row in reader.spans(file).to_pylist()]
+
+
+def bytes_of(folder: Path) -> dict[str, str]:
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def test_the_plan_comes_back_and_the_ledger_closes(built: tuple[StepContext, Plan], documents: Documents) -> None:
+    context, plan = built
+    assert load_plan(context.store()) == plan
+    step = load_step(context.store())
+    assert step is not None
+    for source in ("emoji", "text", "stories", "quality", "chat"):
+        assert step.rows[source].entered == int((documents.source_N == source).sum())
+        assert step.rows[source].balance == 0
+    assert step.rows["stages/stage-1"].out == plan.stages[0].documents
+    table = read_table(context.store().get("plan.parquet"), INTERVALS, "plan")
+    assert table.num_rows == 3 + 5 + 2 * 2
+    assert [s["name"] for s in step.facts["stages"]] == ["stage-1", "stage-2"]
+
+
+def test_every_planned_occurrence_is_packed_exactly_once(built: tuple[StepContext, Plan], documents: Documents) -> None:
+    """Tokens equal the document's, stretch by stretch, and nothing else lies in the sequences."""
+    context, plan = built
+    store, ids = context.store(), DocumentReader(context.store("tokenize"), 3)
+    for packed in folders(plan):
+        reader = SequenceReader(store, packed.folder)
+        found: dict[tuple[str, int, int], list[tuple[int, int]]] = {}
+        covered = Counter[int]()
+        for span in spans_of(store, packed):
+            use = (span["part"], span["row"], span["occurrence"])
+            first, length, offset = span["first_token"], span["length"], span["offset"]
+            found.setdefault(use, []).append((first, length))
+            tokens, starts, loss = reader.sequence(span["sequence"])
+            np.testing.assert_array_equal(tokens[offset : offset + length], ids.ids(*use)[first : first + length])
+            assert starts[offset]
+            assert not starts[offset + 1 : offset + length].any()
+            if loss is not None:
+                np.testing.assert_array_equal(
+                    loss[offset : offset + length], ids.loss(*use[:2])[first : first + length]
+                )
+            covered[span["sequence"]] += length
+        for sequence in range(packed.sequences):
+            tokens, starts, _ = reader.sequence(sequence)
+            assert int((tokens != PAD).sum()) == covered[sequence]
+            assert starts.sum() == sum(s["sequence"] == sequence for s in reader.spans(sequence // 200).to_pylist()) + (
+                covered[sequence] < 64
+            )
+        if packed.kind == "held-out":
+            continue
+        for use, stretches in found.items():
+            stretches.sort()
+            assert stretches[0][0] == 0
+            assert all(a + n == b for (a, n), (b, _) in pairwise(stretches))
+            assert sum(n for _, n in stretches) == len(ids.ids(*use))
+            assert len(stretches) == 1 or len(ids.ids(*use)) > 64  # what fits is never cut
+        assert len(found) == packed.documents == sum(i.stop - i.start for i in packed.intervals)
+        assert packed.split_documents == sum(len(s) > 1 for s in found.values())
+
+
+def test_no_picture_is_cut_and_long_documents_are_really_there(built: tuple[StepContext, Plan]) -> None:
+    context, plan = built
+    vocabulary = context.recipe.vocabulary
+    assert plan.stages[0].split_documents > 50
+    pictures = 0
+    for packed in folders(plan):
+        assert packed.cut_pictures == 0
+        reader = SequenceReader(context.store(), packed.folder)
+        for sequence in range(len(reader)):
+            tokens, _, _ = reader.sequence(sequence)
+            begins, ends = np.flatnonzero(tokens == vocabulary.boi), np.flatnonzero(tokens == vocabulary.eoi)
+            np.testing.assert_array_equal(ends - begins, 17)
+            pictures += len(begins)
+    assert pictures > 500
+
+
+def test_quotas_are_met_within_a_document_and_counts_are_true(built: tuple[StepContext, Plan]) -> None:
+    _, plan = built
+    assert sum(i.quota for stage in plan.stages for i in stage.intervals) == 60_000
+    assert [i.quota for i in plan.stages[0].intervals] == [24_000, 14_400, 9_600]
+    assert {i.stream: i.quota for i in plan.stages[1].intervals} == {
+        **{"emoji": 3000, "text": 1800, "stories": 1200},
+        **{"quality": 3000, "chat": 3000},
+    }
+    for stage in plan.stages:
+        for i in stage.intervals:
+            assert 0 <= i.counted - i.quota < 200
+            assert i.counted == i.tokens == sum(stage.tokens[i.stream].values())
+            assert i.image_tokens == stage.tokens[i.stream]["image"]
+        used = sum(i.tokens for i in stage.intervals)
+        assert stage.padding == stage.sequences * 64 - used
+        assert stage.fill == used / (stage.sequences * 64)
+        assert stage.fill > 0.88  # pairs of 21 to 31 tokens and little that is short; benchmarks measure real lengths
+    for earlier, later in zip(plan.stages[0].intervals, plan.stages[1].intervals, strict=False):
+        assert (earlier.stream, earlier.stop) == (later.stream, later.start)
+
+
+def test_held_out_documents_are_never_trained_on(built: tuple[StepContext, Plan], documents: Documents) -> None:
+    context, plan = built
+    held = {
+        (documents.parts[p], r): bool(h)
+        for p, r, h in zip(documents.part_N.tolist(), documents.row_N.tolist(), documents.held_out_N, strict=True)
+    }
+    for packed in folders(plan):
+        for span in spans_of(context.store(), packed):
+            assert held[span["part"], span["row"]] == (packed.kind == "held-out")
+    for source, packed in plan.held_out.items():
+        assert 0 < packed.sequences <= 4
+        assert {s["source"] for s in spans_of(context.store(), packed)} == {source}
+    pairs = Counter((s["part"], s["row"]) for s in spans_of(context.store(), plan.held_out["emoji"]))
+    assert 2 in pairs.values()  # both orders
+    assert held_out_sources(context.store()) == sorted(plan.held_out)
+    assert len(list(held_out(context.store(), "emoji", batch=1))) == plan.held_out["emoji"].sequences
+
+
+def test_pairs_turn_round_from_use_to_use(workdir: Path, context_of: Contexts) -> None:
+    context = context_of(1, tokens=200_000)
+    plan = build(context, workers=0)
+    by_document: dict[tuple[str, int], dict[int, bool]] = {}
+    reader = SequenceReader(context.store(), plan.stages[0].folder)
+    for span in spans_of(context.store(), plan.stages[0]):
+        if span["source"] == "emoji":
+            tokens, _, _ = reader.sequence(span["sequence"])
+            first = tokens[span["offset"] + 1] == context.recipe.vocabulary.boi
+            by_document.setdefault((span["part"], span["row"]), {})[span["occurrence"]] = bool(first)
+    assert max(len(uses) for uses in by_document.values()) >= 5
+    for uses in by_document.values():
+        assert sorted(uses) == list(range(len(uses)))  # all of one pass before any of the next
+        assert all(uses[k] != uses[k + 1] for k in range(len(uses) - 1))
+    firsts = sum(uses[0] for uses in by_document.values())
+    assert abs(firsts - len(by_document) / 2) < 3 * np.sqrt(len(by_document) / 4)
+    assert image_first(bytes(16), 0, 3) in (True, False)
+
+
+def test_fine_tuning_is_balanced_by_answer_tokens(built: tuple[StepContext, Plan], documents: Documents) -> None:
+    context, plan = built
+    chat = (documents.source_N == "chat") & ~documents.held_out_N
+    fits = chat & (documents.lengths(np.arange(len(documents)), np.zeros(len(documents), np.int64)) <= 64)
+    total = int(documents.answer_tokens_N[fits].sum())
+    assert plan.finetune[0].left_out == int((chat & ~fits).sum()) > 0
+    natural = int(documents.answer_tokens_N[fits & (documents.category_N == "text")].sum()) / total
+    for epoch in plan.finetune:
+        shares = {i.stream: i.counted / sum(j.counted for j in epoch.intervals) for i in epoch.intervals}
+        assert shares["image-generation"] == pytest.approx(0.5 / (0.5 + natural), abs=0.02)
+        reader = SequenceReader(context.store(), epoch.folder)
+        learnt = sum(int(loss.sum()) for i in range(len(reader)) if (loss := reader.sequence(i)[2]) is not None)
+        assert learnt == sum(i.counted for i in epoch.intervals)
+    starts = {i.stream: i.stop for i in plan.finetune[0].intervals}
+    assert {i.stream: i.start for i in plan.finetune[1].intervals} == starts
+
+
+def test_natural_shares_are_one_pass_an_epoch(context_of: Contexts, documents: Documents) -> None:
+    plan = build(context_of(2, finetune={"weights": {}, "epochs": 3}), workers=0)
+    for number, epoch in enumerate(plan.finetune):
+        for i in epoch.intervals:
+            assert (i.start, i.stop) == (number * i.per_pass, (number + 1) * i.per_pass)
+
+
+def test_a_category_of_weight_nought_is_left_out_and_a_wrong_one_refused(context_of: Contexts) -> None:
+    plan = build(context_of(3, finetune={"weights": {"text": 0}}), workers=0)
+    assert [i.stream for i in plan.finetune[0].intervals] == ["image-generation"]
+    with pytest.raises(RecipeError, match="did you mean 'image-generation'"):
+        build(context_of(4, finetune={"weights": {"image-generatoin": 1}}), workers=0)
+
+
+def test_the_image_share_is_held(context_of: Contexts) -> None:
+    stages = [
+        {"name": "one", "share": 0.8, "weights": {"emoji": 0.5, "text": 0.5}},
+        {"name": "two", "share": 0.2, "weights": {"quality": 1, "chat": 1}, "earlier": 0.5, "hold_image_share": True},
+    ]
+    one, two = build(context_of(5, stages=stages, tokens=200_000), workers=0).stages
+    assert two.image_share == pytest.approx(one.image_share, abs=0.01)
+    quotas = {i.stream: i.quota for i in two.intervals}
+    assert quotas["quality"] != quotas["chat"]
+
+
+def test_byte_identical_when_made_again_or_resumed(
+    built: tuple[StepContext, Plan], context_of: Contexts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context, _ = built
+    before = bytes_of(context.store().path())
+    again = context_of(6)
+    monkeypatch.setitem(again.__dict__["fingerprints"], "mix", "mix-base-0123-elsewhere")
+    folder = again.workdir.sub("mix/again")
+    monkeypatch.setattr(again, "store", lambda step=None: folder if step is None else context.store(step))
+    monkeypatch.setitem(again.__dict__["fingerprints"], "mix", "mix-base-0123")
+    build(again, workers=0)
+    assert bytes_of(folder.path()) == before
+    for name in ("manifest.json", "plan.json", "parts/stages-stage-1-000000.json", "parts/held-out-emoji-000000.json"):
+        folder.delete(name)
+    folder.put("parts/stages/stage-1/seq-000000.u16", b"half")
+    (folder.path("parts/stages/stage-1") / ".aside-dead").write_bytes(b"left by a killed writer")
+    build(again, workers=0)
+    assert bytes_of(folder.path()) == before
+
+
+def test_slices_hold_every_source_in_proportion(built: tuple[StepContext, Plan]) -> None:
+    context, plan = built
+    stage = plan.stages[0]
+    assert len(stage.slices) == 4
+    spans = spans_of(context.store(), stage)
+    borders = np.cumsum([0, *stage.slices])
+    for source, share in {"emoji": 0.5, "text": 0.3, "stories": 0.2}.items():
+        for a, b in pairwise(borders):
+            inside = [s for s in spans if a <= s["sequence"] < b]
+            mine = sum(s["length"] for s in inside if s["source"] == source)
+            assert mine / sum(s["length"] for s in inside) == pytest.approx(share, abs=0.03)
+
+
+def test_the_loader_and_the_accounts_agree_with_the_plan(built: tuple[StepContext, Plan]) -> None:
+    context, plan = built
+    loader = SequenceLoader(context.store(), "pretrain", 16, micro_batch=8)
+    tokens = image = 0
+    for batch in loader:
+        ids = batch["tokens"]
+        tokens += int((ids != PAD).sum())
+        image += int(((ids >= FIRST_IMAGE_CODE) & (ids <= loader.vocabulary.boi)).sum())
+    assert tokens == sum(i.tokens for stage in plan.stages for i in stage.intervals)
+    assert image == sum(i.image_tokens for stage in plan.stages for i in stage.intervals)
+    account = Account(context.store(), "pretrain")
+    whole = account.positions(range(len(account.order)))
+    for source, counts in whole.items():
+        planned = [stage.tokens.get(source, {"image": 0, "text": 0, "control": 0}) for stage in plan.stages]
+        assert counts["image"] == sum(p["image"] for p in planned)
+        assert counts["text"] == sum(p["text"] + p["control"] for p in planned)
+
+
+def test_batches_have_the_mixtures_image_share(context_of: Contexts) -> None:
+    """Any ten neighbouring batches, against sequences drawn at random: within 4σ, for there are many such tens."""
+    context = context_of(7, tokens=300_000)
+    build(context, workers=0)
+    account, batch = Account(context.store(), "pretrain"), 16
+    stage = range(*account.order.stage_span(0))
+    alone = np.array([sum(c["image"] for c in account.positions([p]).values()) for p in stage])
+    sums = np.convolve(alone, np.ones(10 * batch), "valid")
+    assert np.abs(sums - alone.mean() * 10 * batch).max() < 4.5 * alone.std() * np.sqrt(10 * batch)
+
+
+def test_a_store_that_changed_after_planning_is_found(context_of: Contexts, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = DocumentReader.ids
+    monkeypatch.setattr(DocumentReader, "ids", lambda *a: whole(*a)[:-1])
+    with pytest.raises(StoreError, match="document store changed"):
+        build(context_of(8), workers=0)
