@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, NonNegativeFloat
 
 from infra.config import Config
 
@@ -12,8 +12,9 @@ class TextTokenizerConfig(Config):
 
     sample_bytes: int = Field(default=1_000_000_000, ge=1)
     """UTF-8 bytes of text to train on, over all sources."""
-    weights: dict[str, float] = {}
-    """Share of the sample by source; a source not named gets weight 1."""
+    weights: dict[str, NonNegativeFloat] = {}
+    """Share of the sample by source; a source not named gets weight 1, and one with 0 is left out."""
     max_sentence_bytes: int = Field(default=4192, ge=64)
     """Longer texts are cut into sentences of at most this many bytes for training."""
-    character_coverage: float = Field(default=0.9995, gt=0, le=1)
+    character_coverage: float = Field(default=0.9995, ge=0.98, le=1)
+    """Share of all characters that become pieces; the rarest are spelt in bytes. SentencePiece takes no less."""

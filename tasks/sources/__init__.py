@@ -11,8 +11,8 @@ from tasks.sources.config import SourceConfig
 
 READERS: dict[str, str] = {
     "emoji-pairs": "tasks.sources.emoji:EmojiPairs",
-    "emoji-documents": "tasks.sources.emoji:EmojiDocuments",
-    "emoji-instructions": "tasks.sources.emoji:EmojiInstructions",
+    "emoji-documents": "tasks.sources.emoji_documents:EmojiDocuments",
+    "emoji-instructions": "tasks.sources.emoji_instructions:EmojiInstructions",
     "emoji-quality": "tasks.sources.emoji:EmojiQuality",
     "python-library": "tasks.sources.python_library:PythonLibrary",
     "python-topics": "tasks.sources.python_library:PythonTopics",
@@ -37,7 +37,10 @@ def open_source(config: SourceConfig, folder: str | Path = ".") -> Source:
         reader = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as e:
         raise SourceError(f"source {config.name}: type {config.type!r} cannot be imported ({e})") from e
-    source = reader(config, Path(folder))
+    try:
+        source = reader(config, Path(folder))
+    except TypeError as e:
+        raise SourceError(f"source {config.name}: {target} cannot be called as Reader(config, folder) ({e})") from e
     if not isinstance(source, Source):
         raise SourceError(
             f"source {config.name}: {target} lacks digest, work_items or read (see tasks/sources/base.py)"

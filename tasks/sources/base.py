@@ -6,13 +6,22 @@ It must be cheap to make (no reading), and ``read`` must yield the same samples 
 
 from __future__ import annotations
 
+import difflib
 import hashlib
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
+from pydantic import ValidationError
+
+from infra.config import Config
+from infra.errors import SourceError
 from tasks.sources.config import SourceConfig
+
+Options = TypeVar("Options", bound=Config)
+Entry = TypeVar("Entry")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +108,73 @@ def sample_id(source: str, key: str) -> bytes:
     return hashlib.blake2b(f"{source}\0{key}".encode(), digest_size=16).digest()
 
 
+def digest_of(*facts: str) -> str:
+    """blake2b-128 of some facts in order, as 32 hex digits: what readers make their identity of."""
+    digest = hashlib.blake2b(digest_size=16)
+    for fact in facts:
+        digest.update(len(fact.encode("utf-8", "surrogatepass")).to_bytes(8, "little"))
+        digest.update(fact.encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
 @dataclass(frozen=True)
 class BaseSource:
     """What readers share: their configuration, and where relative paths start."""
 
     config: SourceConfig
     folder: Path = field(default_factory=Path)
+
+    def options(self, cls: type[Options]) -> Options:
+        """The source's options, checked; SourceError names an unknown or wrong one and what is known."""
+        try:
+            return cls.model_validate(self.config.options)
+        except ValidationError as e:
+            lines = []
+            for fault in e.errors():
+                key = ".".join(str(p) for p in fault["loc"])
+                if fault["type"] == "extra_forbidden":
+                    near = difflib.get_close_matches(key, cls.model_fields, 1, 0.5)
+                    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(cls.model_fields) or 'none'}"
+                    lines.append(f"unknown option {key!r}; {hint}")
+                else:
+                    lines.append(f"option {key or 'options'}: {fault['msg'].removeprefix('Value error, ')}")
+            raise SourceError(f"source {self.config.name} ({self.config.type}): " + "; ".join(lines)) from e
+
+    def root(self) -> Path:
+        """The file or folder that ``path`` names; SourceError if there is none."""
+        if self.config.path is None:
+            raise SourceError(f"source {self.config.name} ({self.config.type}): set `path` to its file or folder")
+        if "://" in self.config.path:
+            raise SourceError(
+                f"source {self.config.name}: path is {self.config.path}; sources are read from local disks, "
+                "so mount or copy it and give that path"
+            )
+        path = self.folder / Path(self.config.path).expanduser()
+        if not path.exists():
+            raise SourceError(
+                f"source {self.config.name}: {path} does not exist. Correct `path`; "
+                f"relative paths start at the recipe's folder, {self.folder.resolve()}."
+            )
+        return path
+
+
+class EmbeddedSource(BaseSource, ABC, Generic[Entry]):
+    """A source whose entries all fit in memory: its work items are plain ranges of them."""
+
+    @abstractmethod
+    def entries(self) -> Sequence[Entry]:
+        """All entries, in order; cached by the implementation, since every work item asks for them."""
+
+    @abstractmethod
+    def sample(self, row: int, entry: Entry) -> RawSample | BadRow:
+        """The sample that an entry stands for."""
+
+    def work_items(self, target: int) -> Iterator[WorkItem]:
+        count = len(self.entries())
+        for index, start in enumerate(range(0, count, target)):
+            yield WorkItem(self.config.name, index, {"start": start, "stop": min(start + target, count)})
+
+    def read(self, item: WorkItem) -> Iterator[RawSample | BadRow]:
+        entries = self.entries()
+        for row in range(item.locator["start"], item.locator["stop"]):
+            yield self.sample(row, entries[row])

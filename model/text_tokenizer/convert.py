@@ -1,0 +1,133 @@
+"""The text tokenizer as ``transformers`` reads it: a ``tokenizers`` BPE that gives the same ids for every text.
+
+SentencePiece merges any two neighbours whose joined text is a piece, the best piece first; ``tokenizers`` merges by a
+list of pairs. So every way to split a piece into two pieces becomes a merge, in the order of the pieces' scores.
+A space is spelt as itself in the pieces, so that U+2581 in a text stays a character like any other, as it is for us.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from model.text_tokenizer.codec import SPACE, TextTokenizer
+from model.vocabulary import BOS, EOS, PAD, UNK, Vocabulary
+
+IMAGE_PLACEHOLDER = "<image>"
+"""What ``transformers``' processor writes where a picture's codes will stand."""
+
+
+def hf_tokenizer_files(tokenizer: TextTokenizer, *, split_special_tokens: bool = False) -> dict[str, bytes]:
+    """``tokenizer.json`` and ``tokenizer_config.json``, by name.
+
+    ``split_special_tokens=True`` makes ``transformers`` treat ``<racm3:break>`` and its like in a text as text, as
+    Calumma always does; its processor for pictures relies on the opposite.
+    """
+    config = hf_tokenizer_config(tokenizer.vocabulary, split_special_tokens=split_special_tokens)
+    return {
+        "tokenizer.json": _json(to_hf_tokenizer_json(tokenizer)),
+        "tokenizer_config.json": _json(config),
+    }
+
+
+def to_hf_tokenizer_json(tokenizer: TextTokenizer) -> dict[str, Any]:
+    """The content of ``tokenizer.json``: all ids of the vocabulary, those below ``text_start`` as special tokens.
+
+    ``encode(text, add_special_tokens=False)`` gives what :meth:`TextTokenizer.encode` gives, and otherwise ``<s>``
+    before it.
+    """
+    vocabulary = tokenizer.vocabulary
+    names = [hf_token(vocabulary, n) for n in range(vocabulary.text_start)]
+    ids = {name: n for n, name in enumerate(names)}
+    for number, spelling in _spellings(tokenizer):
+        ids[spelling] = vocabulary.text_start + number
+    for token in range(vocabulary.text_start, vocabulary.size):
+        if token - vocabulary.text_start >= tokenizer.pieces or token == vocabulary.text_start:
+            ids[vocabulary.name(token)] = token  # no text leads to these
+    special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    bos = names[BOS]
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": n, "content": name, **special} for n, name in enumerate(names)],
+        "normalizer": None,
+        "pre_tokenizer": None,
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": bos, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "pair": [
+                {"SpecialToken": {"id": bos, "type_id": 0}},
+                {"Sequence": {"id": "A", "type_id": 0}},
+                {"SpecialToken": {"id": bos, "type_id": 1}},
+                {"Sequence": {"id": "B", "type_id": 1}},
+            ],
+            "special_tokens": {bos: {"id": bos, "ids": [BOS], "tokens": [bos]}},
+        },
+        "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": names[UNK],
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": True,
+            "ignore_merges": False,
+            "vocab": dict(sorted(ids.items(), key=lambda entry: entry[1])),
+            "merges": list(merges(tokenizer)),
+        },
+    }
+
+
+def hf_tokenizer_config(vocabulary: Vocabulary, *, split_special_tokens: bool = False) -> dict[str, Any]:
+    """The content of ``tokenizer_config.json``; the attributes are those that Chameleon's processor asks for."""
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": hf_token(vocabulary, BOS),
+        "eos_token": hf_token(vocabulary, EOS),
+        "pad_token": hf_token(vocabulary, PAD),
+        "unk_token": hf_token(vocabulary, UNK),
+        "sep_token": hf_token(vocabulary, vocabulary.eot),
+        "image_token": IMAGE_PLACEHOLDER,
+        "boi_token": hf_token(vocabulary, vocabulary.boi),
+        "eoi_token": hf_token(vocabulary, vocabulary.eoi),
+        "clean_up_tokenization_spaces": False,
+        "split_special_tokens": split_special_tokens,
+        "model_max_length": 1_000_000_000,
+    }
+
+
+def image_placeholder(vocabulary: Vocabulary) -> int:
+    """The reserved id that ``transformers`` shows as ``<image>``: 8711 in Chameleon's layout, else the first free."""
+    if vocabulary.image_codes == 8192 and vocabulary.text_start == 16384 and vocabulary.eot != 8711:
+        return 8711
+    return vocabulary.first_reserved + (vocabulary.eot == vocabulary.first_reserved)
+
+
+def hf_token(vocabulary: Vocabulary, token: int) -> str:
+    """The name of an id below ``text_start`` in ``transformers``: the released one, and ``<image>``."""
+    return IMAGE_PLACEHOLDER if token == image_placeholder(vocabulary) else vocabulary.name(token)
+
+
+def merges(tokenizer: TextTokenizer) -> Iterator[tuple[str, str]]:
+    """Every split of a piece into two pieces, the best piece first."""
+    scores = {p.replace(SPACE, " "): s for p, s, is_byte in tokenizer.raw_pieces() if not is_byte}
+    ranked = sorted((-scores[p], n, p) for n, p in _spellings(tokenizer, with_bytes=False) if len(p) > 1)
+    for _, _, piece in ranked:
+        for cut in range(1, len(piece)):
+            left, right = piece[:cut], piece[cut:]
+            if left in scores and right in scores:
+                yield left, right
+
+
+def _spellings(tokenizer: TextTokenizer, *, with_bytes: bool = True) -> Iterator[tuple[int, str]]:
+    """Number and spelling of every piece that text can lead to."""
+    for number, (piece, _, is_byte) in enumerate(tokenizer.raw_pieces()):
+        if number and (with_bytes or not is_byte):  # piece 0 is SentencePiece's own <unk>
+            yield number, piece if is_byte else piece.replace(SPACE, " ")
+
+
+def _json(content: Any) -> bytes:
+    return (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode()

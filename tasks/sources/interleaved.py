@@ -1,0 +1,128 @@
+"""Interleaved documents from JSONL: each line an object with a list of texts and pictures in reading order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from infra.config import Config
+from infra.errors import SourceError
+from tasks.sources.base import BadRow, BaseSource, RawImage, RawSample, Segment, WorkItem
+from tasks.sources.files import (
+    LineRange,
+    UnusableRow,
+    field,
+    files_digest,
+    images_folder,
+    json_rows,
+    line_ranges,
+    load_image,
+    optional_text,
+    text_field,
+)
+
+BETWEEN = "\n\n"
+"""Between two segments; a picture is a paragraph of its own."""
+
+
+class InterleavedOptions(Config):
+    """Options of type ``interleaved``."""
+
+    segments: str = "segments"
+    """Field with the list: texts, ``{"type": "text" | "heading", "text": …}``, ``{"type": "image", "image": name}``."""
+    title: str | None = "title"
+    """Field with the document's title, written first as a heading, where it has one."""
+    images: str | None = None
+    """Folder that the pictures' names start from, relative to the file's folder; None: that folder."""
+    caption: Literal["caption", "alt", "none"] = "caption"
+    """Which of a picture's own texts follows it as a paragraph."""
+    licence: str | None = "licence"
+
+
+class InterleavedFiles(BaseSource):
+    """Documents of the file ``path``. One whose picture is missing is quarantined by ``scan``."""
+
+    def digest(self) -> str:
+        return files_digest("interleaved 1", self._file().parent, [self._file().name])
+
+    def work_items(self, target: int) -> Iterator[WorkItem]:
+        for index, lines in enumerate(line_ranges(self._file(), target)):
+            yield WorkItem(self.config.name, index, lines.locator(self._file().name))
+
+    def read(self, item: WorkItem) -> Iterator[RawSample | BadRow]:
+        options = self.options(InterleavedOptions)
+        path = self._file()
+        folder = images_folder(self.config.name, path.parent, options.images)
+        for found in json_rows(path, LineRange.of(item.locator)):
+            if isinstance(found, BadRow):
+                yield found
+                continue
+            row, content = found
+            try:
+                yield _sample(path.name, row, content, options, folder)
+            except UnusableRow as e:
+                yield BadRow(path.name, row, e.error, e.message)
+
+    def _file(self) -> Path:
+        path = self.root()
+        if not path.is_file() or not path.name.endswith((".jsonl", ".jsonl.gz")):
+            raise SourceError(f"source {self.config.name}: {path} is not a JSONL file; set `path` to one")
+        return path
+
+
+def segments_from(
+    value: Any, folder: Path, role: str = "", first: int = 0, caption: str = "none"
+) -> tuple[list[Segment], list[RawImage]]:
+    """A list of segments in JSON as ours, paragraphs parted by an empty line; pictures count from ``first`` on.
+
+    UnusableRow if it is not such a list, or a picture's name leads out of ``folder``.
+    """
+    if not isinstance(value, list):
+        raise UnusableRow("bad-field", f"segments are {type(value).__name__}; expected a list")
+    blocks: list[str | RawImage] = []
+    for entry in value:
+        if isinstance(entry, str):
+            blocks.append(entry)
+            continue
+        if not isinstance(entry, dict):
+            raise UnusableRow("bad-field", f"a segment is {type(entry).__name__}; expected a text or an object")
+        kind = entry.get("type", "image" if "image" in entry else "text")
+        if kind == "image":
+            blocks.append(load_image(folder, text_field(entry, "image")))
+            blocks.append(optional_text(entry, caption))
+        elif kind in ("text", "heading"):
+            blocks.append(("## " if kind == "heading" else "") + text_field(entry, "text"))
+        else:
+            raise UnusableRow("bad-field", f"a segment has type {kind!r}; expected text, heading or image")
+    return _parted([b for b in blocks if b], role, first)
+
+
+def _parted(blocks: list[str | RawImage], role: str, first: int) -> tuple[list[Segment], list[RawImage]]:
+    segments: list[Segment] = []
+    images: list[RawImage] = []
+    text = ""
+    for number, block in enumerate(blocks):
+        if number:
+            text += BETWEEN
+        if isinstance(block, str):
+            text += block
+            continue
+        if text:
+            segments.append(Segment(text=text, role=role))
+            text = ""
+        segments.append(Segment(image=first + len(images), role=role))
+        images.append(block)
+    if text:
+        segments.append(Segment(text=text, role=role))
+    return segments, images
+
+
+def _sample(file: str, row: int, content: dict[str, Any], options: InterleavedOptions, folder: Path) -> RawSample:
+    value = field(content, options.segments)
+    title = optional_text(content, options.title)
+    if title and isinstance(value, list):
+        value = [f"# {title}", *value]
+    segments, images = segments_from(value, folder, caption=options.caption)
+    licence = optional_text(content, options.licence)
+    return RawSample(f"{file}#{row}", file, row, segments=tuple(segments), images=tuple(images), licence=licence)
