@@ -73,7 +73,8 @@ def describe_progress(state: dict[str, Any]) -> str:
     if "total" in state:
         rate = state["rate"]
         parts.append(f"{state['done']:,.0f} of {state['total']:,.0f} {state['unit']}")
-        parts.append(f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s")
+        if rate:
+            parts.append(f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.2g}/s")
         if state["quarantined"]:
             parts.append(f"{state['quarantined']} quarantined")
     if state.get("note"):

@@ -39,7 +39,7 @@ class Progress:
             "done": done,
             "total": total,
             "unit": unit,
-            "rate": done / seconds if seconds > 0 else 0.0,
+            "rate": done / seconds if seconds > 1 else 0.0,  # before that it would say nothing
             "quarantined": quarantined,
             "note": note,
         }
