@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -27,6 +27,8 @@ class ResourcesConfig(Config):
     micro_batch: int = Field(default=8, ge=1)
     """Sequences a worker computes at once; gradients accumulate up to the batch."""
     activation_checkpointing: bool = False
+    deepspeed: dict[str, Any] = {}
+    """Further sections of DeepSpeed's JSON, e.g. ``zero_optimization: {offload_optimizer: {device: cpu}}``."""
     max_failures: int = Field(default=3, ge=0)
     """Worker deaths after which a training step gives up."""
     pending_deadline_s: float = Field(default=300, gt=0)

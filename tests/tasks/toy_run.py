@@ -1,7 +1,7 @@
 """A finished run at toy size, made without Ray: what evaluation, report, inspection and generation read.
 
-Everything but the trainings, encoding and export is the real code; those are done here in the shortest way, into the
-real formats: 24 coloured shapes, 4x4 codes each, and a transformer that learns them by heart in a few seconds.
+Everything but the trainings and the export is the real code; those are done here in the shortest way, into the real
+formats: 24 coloured shapes, 4x4 codes each, and a transformer that learns them by heart in a few seconds.
 """
 
 from __future__ import annotations
@@ -21,11 +21,9 @@ from PIL import Image, ImageDraw
 
 from infra.storage import Storage
 from infra.store.commit import PARTS, entry, load_part
-from infra.store.manifest import Rows
-from infra.store.samples import QUARANTINE, SAMPLES
-from infra.store.tables import read_table, write_table
+from infra.store.tables import read_table
 from model.data.loader import make_batch
-from model.image_tokenizer.load import ImageTokenizer, save_image_tokenizer
+from model.image_tokenizer.load import save_image_tokenizer
 from model.image_tokenizer.quantize import kmeans
 from model.image_tokenizer.vqgan import VQModel, normalise
 from model.transformer.load import save_transformer
@@ -34,14 +32,13 @@ from model.vocabulary import PAD
 from tasks.context import StepContext
 from tasks.documents import run as documents
 from tasks.documents.captions import realise
+from tasks.encode import run as encode
 from tasks.encode.decode import open_image
 from tasks.encode.transforms import transform
 from tasks.mix import run as mix
-from tasks.pool import PartOutput, run_items
 from tasks.recipe import Recipe, parse_recipe
 from tasks.scan import run as scan
 from tasks.scan import select
-from tasks.scan.selected import selected, work_items
 from tasks.sheets import png
 from tasks.sources.base import BadRow, BaseSource, RawImage, RawSample, Segment, WorkItem
 from tasks.steps import NAMES
@@ -118,10 +115,10 @@ RECIPE: dict[str, Any] = {
     "name": "toy",
     "vocabulary": {"image_codes": 32, "text_start": 44, "size": 44 + 300},
     "sources": [
-        {"name": "shapes", "type": "tests.tasks.toy_run:ToySource", "kind": "pairs"},
-        {"name": "words", "type": "tests.tasks.toy_run:ToySource", "kind": "text"},
-        {"name": "stories", "type": "tests.tasks.toy_run:ToySource", "kind": "interleaved"},
-        {"name": "talks", "type": "tests.tasks.toy_run:ToySource", "kind": "messages"},
+        {"name": "shapes", "type": f"{__name__}:ToySource", "kind": "pairs"},
+        {"name": "words", "type": f"{__name__}:ToySource", "kind": "text"},
+        {"name": "stories", "type": f"{__name__}:ToySource", "kind": "interleaved"},
+        {"name": "talks", "type": f"{__name__}:ToySource", "kind": "messages"},
     ],
     "scan": {"held_out": 0.25},
     "image_tokenizer": {
@@ -152,7 +149,7 @@ def make(workdir: Path, until: str = "report") -> Recipe:
         "scan": lambda c: scan.run(c, workers=0),
         "select": select.run,
         "image-tokenizer": _image_tokenizer,
-        "encode": _encode,
+        "encode": lambda c: encode.run(c, workers=0),
         "text-tokenizer": text_tokenizer.run,
         "tokenize": lambda c: documents.run(c, workers=0),
         "mix": lambda c: mix.run(c, workers=0),
@@ -191,43 +188,8 @@ def _image_tokenizer(context: StepContext) -> None:
     context.store().put("metrics.jsonl", "".join(json.dumps(x) + "\n" for x in lines).encode())
     sheet = png(Image.new("RGB", (64, 32), "#abcdef"))
     context.store().put("reconstructions.png", sheet)
-    facts = {"psnr": 21.5, "l1": 0.04, "codebook_used": 0.97, "perplexity": 25.0}
+    facts = {"psnr": 21.5, "l1": 0.04, "codebook_used": 0.97, "perplexity": 25.0, "measured_on": "held-out"}
     context.finish(files=[*files, entry("reconstructions.png", sheet)], facts=facts)
-
-
-class _Encoder:
-    def __init__(self, context: StepContext) -> None:
-        from model.image_tokenizer.load import load_image_tokenizer
-
-        self._context = context
-        self._tokenizer: ImageTokenizer = load_image_tokenizer(context.store("image-tokenizer"))
-
-    def process(self, item: WorkItem) -> PartOutput:
-        config, rows = self._context.recipe.source(item.source), []
-        for raw, row in selected(self._context, item):
-            images = []
-            for image, facts in zip(raw.images, row.images, strict=True):
-                pixels = transform("reference-1").crop(open_image(image.data or b"", 10**6), 16)
-                (codes,) = self._tokenizer.encode(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]).numpy()
-                images.append(
-                    {"codes": codes.astype("<u2").tobytes(), "width": facts.width, "height": facts.height}
-                    | {"sha256": facts.sha256, "phash": facts.phash}
-                )
-            rows.append(
-                {"sample_id": row.sample_id, "key": raw.key, "file": raw.file, "row": raw.row, "kind": config.kind}
-                | {"category": raw.category, "licence": row.licence, "held_out": row.held_out}
-                | {"captions": list(raw.captions), "images": images}
-                | {"segments": [{"role": s.role, "text": s.text, "image": s.image} for s in raw.segments]}
-            )
-        files = {f"{item.part}.parquet": write_table(rows, SAMPLES)}
-        if item.part == "shapes-00001":
-            bad = {"source": "shapes", "key": "late", "file": "f", "row": 7, "error": "truncated", "message": "cut off"}
-            files[f"{item.part}.quarantine.parquet"] = write_table([bad], QUARANTINE)
-        return PartOutput(item.part, item.source, files, Rows(entered=len(rows), out=len(rows)))
-
-
-def _encode(context: StepContext) -> None:
-    context.finish(parts=run_items(context, work_items(context), _Encoder, workers=0))
 
 
 def _documents(context: StepContext) -> dict[str, list[tuple[str, int, dict[str, Any]]]]:

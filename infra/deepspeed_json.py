@@ -1,0 +1,80 @@
+"""DeepSpeed's JSON, from the resources and the batch. DeepSpeed ignores unknown top-level keys; we refuse them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from infra.errors import RecipeError
+from infra.settings import ResourcesConfig
+
+TOP_LEVEL = frozenset(
+    (
+        *("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping"),
+        *("zero_optimization", "bf16", "fp16", "torch_autocast", "data_types", "communication_data_type"),
+        *("prescale_gradients", "gradient_predivide_factor", "activation_checkpointing", "checkpoint", "compile"),
+        *(
+            "steps_per_print",
+            "wall_clock_breakdown",
+            "memory_breakdown",
+            "dump_state",
+            "flops_profiler",
+            "comms_logger",
+        ),
+        *("zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "aio", "timers", "disable_python_gc"),
+    )
+)
+"""The keys of DeepSpeed 0.19's configuration that this project writes or lets through. Optimizer, scheduler and
+monitors are missing on purpose: they are our own, so that one description of a run exists."""
+
+OURS = {
+    "train_batch_size": "pretrain.batch or finetune.batch",
+    "train_micro_batch_size_per_gpu": "resources.micro_batch",
+    "gradient_accumulation_steps": "resources.micro_batch",
+    "gradient_clipping": "pretrain.optimizer.clip or finetune.optimizer.clip",
+    "bf16": "resources.precision",
+}
+"""Keys that follow from the recipe, and where to set them instead."""
+
+
+def deepspeed_json(
+    resources: ResourcesConfig, *, world: int, micro_batch: int, accumulation: int, clip: float
+) -> dict[str, Any]:
+    """The configuration given to ``deepspeed.initialize``.
+
+    ``resources.deepspeed`` is laid over it, section by section, for what a cluster needs (offloading, bucket sizes).
+
+    Raises:
+        RecipeError: a key in ``resources.deepspeed`` is unknown, or is decided elsewhere in the recipe.
+    """
+    config: dict[str, Any] = {
+        "train_batch_size": world * micro_batch * accumulation,
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": clip,
+        "zero_optimization": {"stage": resources.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 1 << 62,
+    }
+    if resources.precision == "bf16":
+        # Without check_grad_overflow a bf16 run would step on non-finite gradients.
+        config["bf16"] = {"enabled": True, "check_grad_overflow": True}
+    check_keys(resources.deepspeed)
+    for key, value in resources.deepspeed.items():
+        section = config.get(key)
+        config[key] = {**section, **value} if isinstance(section, dict) and isinstance(value, Mapping) else value
+    if config["zero_optimization"].get("stage") != resources.zero_stage:
+        raise RecipeError("resources.deepspeed.zero_optimization.stage: set resources.zero_stage instead")
+    return config
+
+
+def check_keys(extra: Mapping[str, Any]) -> None:
+    """RecipeError for a top-level key that DeepSpeed would ignore, or that the recipe decides elsewhere."""
+    for key in extra:
+        if key in OURS:
+            raise RecipeError(f"resources.deepspeed.{key}: set {OURS[key]} instead")
+        if key not in TOP_LEVEL:
+            near = difflib.get_close_matches(key, TOP_LEVEL, 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(sorted(TOP_LEVEL - OURS.keys()))}"
+            raise RecipeError(f"resources.deepspeed.{key}: unknown to DeepSpeed, which would ignore it; {hint}")

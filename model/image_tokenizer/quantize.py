@@ -1,0 +1,93 @@
+"""The vector quantiser, and k-means for starting and repairing its codebook.
+
+Nearest neighbour by L2, gradients straight through (van den Oord et al., 2017). Shapes: N vectors, D their width,
+K entries of the codebook.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+CHUNK = 16_384
+"""Vectors compared at once: at 8,192 entries the distances take 512 MiB."""
+
+
+def nearest(x_ND: Tensor, entries_KD: Tensor) -> Tensor:
+    """Index (N,) int64 of each vector's nearest entry; of equally near ones the first."""
+    square_K = entries_KD.square().sum(1)
+    found = []
+    for x_nD in torch.split(x_ND, CHUNK):
+        # |x|² changes no order, but it is part of the reference's sum, and so of its rounding.
+        distance_nK = x_nD.square().sum(1, keepdim=True) + square_K - 2 * (x_nD @ entries_KD.T)
+        found.append(distance_nK.argmin(1))
+    return torch.cat(found)
+
+
+class VectorQuantizer(nn.Module):
+    """A codebook of K vectors."""
+
+    def __init__(self, codes: int, dim: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(codes, dim)
+        nn.init.uniform_(self.embedding.weight, -1 / codes, 1 / codes)
+
+    def codes(self, z_BDHW: Tensor) -> Tensor:
+        """Codes (B, H·W) int64 in raster order."""
+        z_ND = z_BDHW.float().permute(0, 2, 3, 1).reshape(-1, z_BDHW.shape[1])
+        with torch.autocast(z_ND.device.type, enabled=False):  # in bf16, distances of near codes would be equal
+            return nearest(z_ND, self.embedding.weight).view(len(z_BDHW), -1)
+
+    def forward(self, z_BDHW: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Quantised vectors (gradients straight through), codes (B, H·W), commitment and codebook distances.
+
+        Both distances are mean((e - z)²); the first moves the encoder only, the second the codebook only.
+        """
+        with torch.no_grad():
+            codes_BN = self.codes(z_BDHW)
+        z_BDHW = z_BDHW.float()
+        batch, dim, height, width = z_BDHW.shape
+        e_BDHW = self.embedding(codes_BN).view(batch, height, width, dim).permute(0, 3, 1, 2)
+        commitment = F.mse_loss(z_BDHW, e_BDHW.detach())
+        codebook = F.mse_loss(e_BDHW, z_BDHW.detach())
+        return z_BDHW + (e_BDHW - z_BDHW).detach(), codes_BN, commitment, codebook
+
+
+def sample_far(x_ND: Tensor, chosen_KD: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """``count`` rows of ``x_ND``, drawn by their squared distance to the nearest chosen one (k-means++'s rule).
+
+    Distances are updated after each draw, so that the drawn ones are far from each other as well. Fewer rows come back
+    only if fewer differ from every chosen one.
+    """
+    rows: list[Tensor] = []
+    if len(chosen_KD):
+        distance_N = (x_ND - chosen_KD[nearest(x_ND, chosen_KD)]).square().sum(1)
+    else:
+        distance_N = x_ND.new_full((len(x_ND),), torch.inf)
+    for _ in range(count):
+        weight_N = torch.where(distance_N.isinf(), 1.0, distance_N).double()
+        if not bool((weight_N > 0).any()):
+            break
+        index = torch.multinomial(weight_N, 1, generator=generator)
+        rows.append(x_ND[index])
+        distance_N = torch.minimum(distance_N, (x_ND - rows[-1]).square().sum(1))
+    return torch.cat(rows) if rows else x_ND[:0]
+
+
+def kmeans(x_ND: Tensor, count: int, iterations: int, generator: torch.Generator) -> Tensor:
+    """``count`` centres (K, D) of the vectors: k-means++ and Lloyd's iterations. Equal inputs give equal centres.
+
+    With fewer different vectors than centres, the rest are copies moved by a hair's breadth, so that they can part.
+    """
+    centres_KD = sample_far(x_ND, x_ND[:0], count, generator)
+    if len(centres_KD) < count:
+        index = torch.arange(count - len(centres_KD)) % len(centres_KD)
+        noise_KD = torch.randn(len(index), x_ND.shape[1], generator=generator).to(x_ND) * 1e-3 * x_ND.std()
+        centres_KD = torch.cat([centres_KD, centres_KD[index] + noise_KD])
+    for _ in range(iterations):
+        owner_N = nearest(x_ND, centres_KD)
+        sums_KD = torch.zeros_like(centres_KD).index_add_(0, owner_N, x_ND)
+        size_K = torch.bincount(owner_N, minlength=count)
+        centres_KD = torch.where(size_K[:, None] > 0, sums_KD / size_K.clamp(min=1)[:, None], centres_KD)
+    return centres_KD

@@ -1,0 +1,154 @@
+"""Training of the image tokenizer: one loop, for one process or for every rank of a process group.
+
+Nothing here knows of Ray or of recipes' files. Equal inputs on an equal number of workers give equal weights, and a
+training that was killed and resumed from its checkpoint gives the weights of an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import pickle
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from infra.errors import StepFailed, StoreError
+from infra.storage import Storage
+from model.image_tokenizer.config import ImageTokenizerConfig, ImageTokenizerTraining
+from model.image_tokenizer.load import save_image_tokenizer
+from model.image_tokenizer.losses import perplexity
+from model.image_tokenizer.trainer import Pictures, Trainer
+
+CHECKPOINTS = "checkpoints"
+METRICS = "metrics.jsonl"
+KEEP = 2
+
+Report = Callable[[int, dict[str, float]], None]
+"""Called on the first worker with the steps done and the step's figures."""
+
+
+def train(
+    config: ImageTokenizerConfig,
+    training: ImageTokenizerTraining,
+    pictures: Pictures,
+    store: Storage,
+    *,
+    seed: int = 0,
+    identity: str = "",
+    device: str = "cpu",
+    precision: str = "fp32",
+    report: Report = lambda step, figures: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> bool:
+    """Trains to the last step, going on from the newest checkpoint, and saves the tokenizer in ``store``; True if done.
+
+    Every worker calls this with the same arguments; ``store`` must be one that all of them see. Left there:
+    ``model.safetensors``, ``config.json``, ``metrics.jsonl`` (one JSON object a line) and the last checkpoints.
+
+    Args:
+        pictures: (n, resolution, resolution, 3) uint8.
+        identity: a fingerprint of config and pictures; a checkpoint that carries another one is refused.
+        precision: ``fp32``, or ``bf16`` for autocast.
+        should_stop: asked before each step; once it is true on any worker, all save a checkpoint and False comes back.
+
+    Raises:
+        RecipeError: the recipe cannot be trained (see :class:`Trainer`).
+        StoreError: a checkpoint is damaged or belongs to another training.
+        StepFailed: a loss is not finite; the message names the step.
+    """
+    trainer = Trainer(config, training, pictures, seed=seed, identity=identity, device=device, precision=precision)
+    first = trainer.workers.rank == 0
+    _resume(trainer, store)
+    lines = _metrics_before(store, trainer.step) if first else []
+    while trainer.step < training.steps:
+        if trainer.workers.any(should_stop()):
+            _save(trainer, store, lines)
+            return False
+        losses = trainer.train_step()
+        done = trainer.step
+        last = done == training.steps
+        checkpoint = last or done % training.checkpoint_every == 0
+        if checkpoint or done % training.log_every == 0:
+            figures = _figures(trainer, losses)
+            lines.append(json.dumps({"step": done, **figures}))
+            if first:
+                report(done, figures)
+        if checkpoint:
+            _save(trainer, store, lines)
+    if first:
+        save_image_tokenizer(store, config, trainer.weights())
+    trainer.workers.barrier()
+    return True
+
+
+def remove_checkpoints(store: Storage) -> None:
+    """What a finished training no longer needs."""
+    store.sweep(CHECKPOINTS)
+    for name in store.list(CHECKPOINTS):
+        store.delete(f"{CHECKPOINTS}/{name}")
+
+
+def _figures(trainer: Trainer, losses: dict[str, Tensor]) -> dict[str, float]:
+    """The step's losses over all workers, and the codes won since the last figures."""
+    names = sorted(losses)
+    means = trainer.workers.mean(torch.stack([losses[n].detach().float() for n in names]))
+    figures = {name: round(float(value), 6) for name, value in zip(names, means, strict=True)}
+    if not all(torch.isfinite(means)):
+        wrong = ", ".join(n for n in names if not abs(figures[n]) < float("inf"))
+        raise StepFailed(
+            f"image tokenizer, step {trainer.step}: {wrong} not finite. The last checkpoint is sound. "
+            "Lower image_tokenizer_training.learning_rate or raise warmup_steps; that starts a new training."
+        )
+    mse = figures.pop("mse")  # of values from -1 to 1, whose peak-to-peak is 2
+    figures["psnr"] = round(float(10 * torch.log10(torch.tensor(4 / max(mse, 1e-10)))), 3)
+    counts_K = trainer.workers.sum(trainer.logged_K.clone())
+    trainer.logged_K.zero_()
+    figures["codebook_used"] = round(float((counts_K > 0).float().mean()), 4)
+    figures["perplexity"] = round(perplexity(counts_K.cpu()), 2)
+    return figures
+
+
+def _save(trainer: Trainer, store: Storage, lines: list[str]) -> None:
+    """Metrics first, then the checkpoint: lines past the newest checkpoint are dropped when a training goes on."""
+    state = trainer.state_dict()
+    if trainer.workers.rank == 0:
+        store.put(METRICS, "".join(f"{line}\n" for line in lines).encode())
+        sink = io.BytesIO()
+        torch.save(state, sink)
+        store.put(f"{CHECKPOINTS}/step-{trainer.step:09d}.pt", sink.getvalue())
+        for name in store.list(CHECKPOINTS, ".pt")[:-KEEP]:
+            store.delete(f"{CHECKPOINTS}/{name}")
+    trainer.workers.barrier()
+
+
+def _resume(trainer: Trainer, store: Storage) -> None:
+    names = store.list(CHECKPOINTS, ".pt")
+    if not names:
+        return
+    name = f"{CHECKPOINTS}/{names[-1]}"
+    where = store.url(name)
+    try:
+        state = torch.load(io.BytesIO(store.get(name)), map_location="cpu", weights_only=True)
+        if state["format"] != 1:
+            raise StoreError(f"{where}: checkpoint format {state['format']}; this Calumma reads 1")
+        if state["identity"] != trainer.identity:
+            raise StoreError(
+                f"{where}: a checkpoint of another training ({state['identity'][:12]}; this one is "
+                f"{trainer.identity[:12]}). Delete it, or use another work folder."
+            )
+        trainer.load_state_dict(state)
+    except (RuntimeError, LookupError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as e:
+        raise StoreError(f"{where}: not a checkpoint that can be read ({e}). Delete this file and run again.") from e
+    trainer.workers.barrier()
+
+
+def _metrics_before(store: Storage, step: int) -> list[str]:
+    """The lines up to and including ``step``; a torn or foreign line ends them."""
+    lines: list[str] = []
+    for line in (store.get_or_none(METRICS) or b"").decode().splitlines():
+        if json.loads(line)["step"] > step:
+            break
+        lines.append(line)
+    return lines

@@ -1,0 +1,34 @@
+"""AdamW as Chameleon's (paper, section 2.3): weight decay on matrices only."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from model.training.config import OptimizerConfig
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Two groups, in the model's order: matrices and the embedding, which decay; norms' weights and biases."""
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for name, p in model.named_parameters():
+        (plain if "norm" in name or p.ndim < 2 else decayed).append(p)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    """torch's AdamW, fused: one pass over the memory, on CPUs too."""
+    return torch.optim.AdamW(
+        parameter_groups(model, config.weight_decay),
+        lr=config.learning_rate,
+        betas=config.betas,
+        eps=config.eps,
+        fused=True,
+    )
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Sets every group's rate; called before each step, so that no scheduler's state needs keeping."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate

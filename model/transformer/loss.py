@@ -1,0 +1,96 @@
+"""Cross-entropy with z-loss, computed from hidden states in chunks, so that the logits never exist as a whole.
+
+For a counted position with logits z, label y and log Z = logsumexp(z), the loss is ``(log Z - z_y) + λ·(log Z)²`` with
+λ = 1e-5 in Chameleon (paper, section 2.3), Z over the whole vocabulary. Labels come already shifted.
+
+Shape letters: B batch, T positions, D width, V vocabulary, N counted positions, R rows of a chunk.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+IGNORE = -100
+"""Label of a position that does not count."""
+
+CHUNK_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 27}
+"""Logits computed at once: 2 MB on a CPU, which stays in its cache; half a gigabyte on a GPU."""
+
+
+class TokenLoss(NamedTuple):
+    """The loss of a forward. Only ``total`` carries a gradient; the rest is for accounts, float32, detached."""
+
+    total: Tensor
+    """Sum over counted positions of nll + λ·(log Z)²; a scalar, 0 where none counts."""
+    nll_N: Tensor
+    """Negative log-likelihood of each counted label, nats."""
+    log_z_N: Tensor
+    index_N: Tensor
+    """The counted positions, int64 into the flattened (B·T)."""
+
+
+def token_loss(hidden_BTD: Tensor, weight_VD: Tensor, labels_BT: Tensor, z_loss: float = 0.0) -> TokenLoss:
+    """Loss of ``labels`` under the logits ``hidden @ weight.T``; positions labelled IGNORE cost and count nothing.
+
+    Logits are float32 sums of products in the inputs' dtype; the gradients return in the inputs' dtype.
+    """
+    labels = labels_BT.flatten()
+    index_N = (labels != IGNORE).nonzero().squeeze(1)
+    hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, index_N)
+    wanted = torch.is_grad_enabled() and (hidden_ND.requires_grad or weight_VD.requires_grad)
+    total, nll, log_z = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
+        hidden_ND, weight_VD, labels[index_N], z_loss, wanted
+    )
+    return TokenLoss(total, nll, log_z, index_N)
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    """Computes the gradients along with the loss: since the loss is a plain sum, backward only scales them.
+
+    That saves keeping or recomputing the logits, which are the largest tensors of a training step by far.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, z_loss: float, wanted: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        n, v = len(labels_N), len(weight_VD)
+        rows = max(16, CHUNK_ELEMENTS.get(hidden_ND.device.type, 1 << 19) // v)
+        nll_N = hidden_ND.new_empty(n, dtype=torch.float32)
+        log_z_N = torch.empty_like(nll_N)
+        d_hidden = torch.empty_like(hidden_ND) if wanted else None
+        d_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if wanted else None
+        for start in range(0, n, rows):
+            chunk = slice(start, start + rows)
+            h_RD, y_R1 = hidden_ND[chunk], labels_N[chunk, None]
+            z_RV = (h_RD @ weight_VD.T).float()
+            z_y_R1 = z_RV.gather(1, y_R1)
+            top_R1 = z_RV.amax(1, keepdim=True)
+            e_RV = z_RV.sub_(top_R1).exp_()
+            sum_R1 = e_RV.sum(1, keepdim=True)
+            log_z_R1 = sum_R1.log() + top_R1
+            nll_N[chunk] = (log_z_R1 - z_y_R1).squeeze(1)
+            log_z_N[chunk] = log_z_R1.squeeze(1)
+            if d_hidden is None or d_weight is None:
+                continue
+            # d/dz of nll + λ·log²Z is softmax·(1 + 2λ·log Z) - onehot(y).
+            d_z_RV = e_RV.mul_((1 + 2 * z_loss * log_z_R1) / sum_R1)
+            d_z_RV.scatter_add_(1, y_R1, torch.full_like(z_y_R1, -1.0))
+            d_z_RV = d_z_RV.to(h_RD.dtype)
+            torch.mm(d_z_RV, weight_VD, out=d_hidden[chunk])
+            if d_weight.dtype == d_z_RV.dtype:
+                d_weight.addmm_(d_z_RV.T, h_RD)
+            else:
+                d_weight += d_z_RV.T @ h_RD
+        ctx.mark_non_differentiable(nll_N, log_z_N)
+        if d_hidden is not None and d_weight is not None:
+            ctx.save_for_backward(d_hidden, d_weight.to(weight_VD.dtype))
+        return nll_N.sum() + z_loss * log_z_N.square().sum(), nll_N, log_z_N
+
+    @staticmethod
+    def backward(ctx: Any, d_total: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+        d_hidden, d_weight = ctx.saved_tensors
+        return d_hidden * d_total.to(d_hidden.dtype), d_weight * d_total.to(d_weight.dtype), None, None, None

@@ -1,0 +1,111 @@
+"""What training made, loaded for use: transformer, both tokenizers, vocabulary; and where it lies in a work folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+
+from infra.errors import SourceError, StepFailed
+from infra.storage import Storage
+from infra.store.commit import load_step
+from model.image_tokenizer.load import ImageTokenizer, load_image_tokenizer
+from model.text_tokenizer.codec import TextTokenizer
+from model.transformer.load import load_transformer
+from model.transformer.model import Transformer
+from model.vocabulary import Vocabulary
+from tasks.fingerprint import fingerprints, folder_of
+from tasks.recipe import Recipe
+
+Weights = Literal["pretrain", "finetune"]
+DECODE_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Tokenizers:
+    """Both tokenizers and the vocabulary that they share: text and pictures to ids and back."""
+
+    text: TextTokenizer
+    image: ImageTokenizer
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return self.text.vocabulary
+
+    @property
+    def codes_per_image(self) -> int:
+        return self.image.config.codes_per_image
+
+    def pictures(self, codes: Sequence[Sequence[int]]) -> list[Image.Image]:
+        """Pictures of codebook indices, RGB, at the image tokenizer's resolution."""
+        found = []
+        for start in range(0, len(codes), DECODE_BATCH):
+            batch = torch.tensor([list(c) for c in codes[start : start + DECODE_BATCH]])
+            found += [Image.fromarray(p) for p in self.image.decode(batch).permute(0, 2, 3, 1).cpu().numpy()]
+        return found
+
+    def codes(self, pictures: Sequence[Image.Image]) -> list[list[int]]:
+        """Codebook indices of square RGB pictures at the image tokenizer's resolution."""
+        found: list[list[int]] = []
+        for start in range(0, len(pictures), DECODE_BATCH):
+            pixels = np.stack([np.asarray(p, dtype=np.uint8) for p in pictures[start : start + DECODE_BATCH]])
+            found += self.image.encode(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()).tolist()
+        return found
+
+
+def load_tokenizers(store: Callable[[str], Storage]) -> Tokenizers:
+    """Reads both tokenizers; ``store`` gives a finished step's folder."""
+    return Tokenizers(TextTokenizer.load(store("text-tokenizer")), load_image_tokenizer(store("image-tokenizer")))
+
+
+def load_weights(store: Callable[[str], Storage], weights: Weights) -> Transformer:
+    """The transformer as ``pretrain`` or ``finetune`` left it, in evaluation mode."""
+    return load_transformer(store(weights))
+
+
+def finished_folders(workdir: Storage, recipe: Recipe) -> Callable[[str], Storage]:
+    """Gives the folders of a recipe's finished steps; StepFailed, with what to do, for one that is not finished.
+
+    Where the recipe's sources are gone, so that its fingerprints cannot be computed, the newest fine-tuned model and
+    what it was made from are found through the manifests.
+    """
+    try:
+        prints = fingerprints(recipe)
+    except SourceError:
+        prints = _newest(workdir)
+
+    def store(step: str) -> Storage:
+        found = workdir.sub(folder_of(step, prints[step])) if step in prints else None
+        if found is None or load_step(found) is None:
+            raise StepFailed(
+                f"{workdir.root}: step {step} is not finished for this folder's recipe. "
+                f"Run it: calumma run {workdir.root}/recipe.yaml --workdir {workdir.root}"
+            )
+        return found
+
+    return store
+
+
+def made_from(workdir: Storage, step: str, fingerprint: str) -> dict[str, str]:
+    """Fingerprints of a finished step and of all that it was made from, by step, as the manifests say."""
+    prints: dict[str, str] = {}
+    todo = [(step, fingerprint)]
+    while todo:
+        name, found = todo.pop()
+        prints[name] = found
+        manifest = load_step(workdir.sub(folder_of(name, found)))
+        todo += (manifest.inputs if manifest else {}).items()
+    return prints
+
+
+def _newest(workdir: Storage) -> dict[str, str]:
+    """What :func:`made_from` says of the newest finished fine-tuning."""
+    records = workdir.path("runs/jobs").glob("finetune-*/record.json")
+    done = [r for r in map(json.loads, (p.read_text() for p in records)) if r.get("state") == "done"]
+    newest = max(done, key=lambda r: float(r["started"]), default=None)
+    return {} if newest is None else made_from(workdir, "finetune", newest["fingerprint"])

@@ -1,0 +1,110 @@
+"""``calumma generate``: a prompt and pictures to a trained model, text and pictures back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from infra.errors import SourceError
+from infra.storage import Storage
+from model.evaluation.forms import picture_ids
+from model.generation.generate import Piece, generate
+from model.generation.modality import Modality
+from model.vocabulary import BOS
+from tasks.artifacts import Tokenizers, finished_folders, load_tokenizers, load_weights
+from tasks.encode.decode import ImageError, open_image
+from tasks.encode.transforms import transform
+from tasks.recipe import Recipe
+from tasks.status import last_recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A stretch of an answer: its text, or where its picture was written."""
+
+    text: str = ""
+    picture: Path | None = None
+
+    def __str__(self) -> str:
+        return self.text if self.picture is None else f"[picture] {self.picture}"
+
+
+def generate_in(
+    workdir: Path | str,
+    prompt: str,
+    *,
+    images: Sequence[Path] = (),
+    modality: Modality = "any",
+    out: Path = Path("generated"),
+    seed: int = 0,
+    recipe: Recipe | None = None,
+) -> list[Answer]:
+    """Answers a prompt with a work folder's fine-tuned model; pictures go to ``out`` as PNG files.
+
+    Args:
+        workdir: A work folder whose last run, or ``recipe``, is fine-tuned.
+        prompt: What the user says. It is text throughout: names of control ids in it mean nothing.
+        images: Pictures before the prompt, resized whole and padded to a square, as in fine-tuning.
+        modality: ``text``, ``image`` or ``any``.
+        out: Folder for the pictures; made when the first is written.
+        seed: Equal seeds give equal answers.
+        recipe: None: the one that was last run there.
+
+    Raises:
+        CalummaError: No run there, a picture that cannot be read, a prompt too long for the model's context.
+    """
+    recipe = recipe or last_recipe(Path(workdir))
+    store = finished_folders(Storage(workdir), recipe)
+    model = load_weights(store, "finetune")  # before the tokenizers: what is missing first is what to say
+    tokenizers = load_tokenizers(store)
+    ids = prompt_ids(prompt, [prompt_picture(p, recipe) for p in images], tokenizers)
+    (pieces,) = generate(
+        model,
+        tokenizers.vocabulary,
+        tokenizers.codes_per_image,
+        [ids],
+        recipe.generation,
+        modality=modality,
+        seeds=[seed],
+        context=recipe.mix.sequence_length,
+    )
+    return write_pieces(pieces, tokenizers, out, seed)
+
+
+def prompt_picture(path: Path, recipe: Recipe) -> Image.Image:
+    """A picture of a prompt as the image tokenizer reads it: upright, whole, padded to a square."""
+    try:
+        picture = open_image(Path(path).read_bytes(), recipe.scan.max_pixels)
+    except OSError as e:
+        raise SourceError(f"{path}: cannot be read ({e.strerror}); --image takes a picture file") from e
+    except ImageError as e:
+        raise SourceError(f"{path}: not a picture that can be shown to the model ({e})") from e
+    return Image.fromarray(transform(recipe.pictures.transform).pad(picture, recipe.image_tokenizer.resolution))
+
+
+def prompt_ids(prompt: str, pictures: Sequence[Image.Image], tokenizers: Tokenizers) -> list[int]:
+    """The user's turn as ids: ``<s>``, the pictures, the text, end of turn."""
+    ids = [BOS]
+    for codes in tokenizers.codes(pictures):
+        ids += picture_ids(codes, tokenizers.vocabulary)
+    return [*ids, *tokenizers.text.encode(prompt), tokenizers.vocabulary.eot]
+
+
+def write_pieces(pieces: Sequence[Piece], tokenizers: Tokenizers, out: Path, seed: int) -> list[Answer]:
+    """Pieces as text, and as PNG files that are never written over one another."""
+    drawn = iter(tokenizers.pictures([p.ids for p in pieces if p.kind == "image"]))
+    answers = []
+    for piece in pieces:
+        if piece.kind == "text":
+            answers.append(Answer(text=tokenizers.text.decode(list(piece.ids))))
+            continue
+        out.mkdir(parents=True, exist_ok=True)
+        number = 1
+        while (path := out / f"picture-{seed}-{number}.png").exists():
+            number += 1
+        next(drawn).save(path)
+        answers.append(Answer(picture=path))
+    return answers

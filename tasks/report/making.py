@@ -1,0 +1,239 @@
+"""The report's second half: what the model was made from, how, and what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from infra.store.commit import PARTS
+from infra.store.manifest import Rows
+from infra.store.plan import PackedStore
+from infra.store.samples import SAMPLES
+from infra.store.tables import read_table
+from tasks.report import figures
+from tasks.report.figures import Bands, Line
+from tasks.report.html import png_uri
+from tasks.report.read import Run
+from tasks.steps import BY_NAME
+
+CODES_READ = 20_000_000
+"""Codes counted for the codebook's use, at most."""
+
+
+def ledger(run: Run) -> list[dict[str, Any]]:
+    """A line a step and source: in = out + filtered + duplicate + quarantined + removed."""
+    lines = []
+    order = {s.name: i for i, s in enumerate(run.recipe.sources)}
+    for step, manifest in run.manifests.items():
+        for source, rows in sorted(manifest.rows.items(), key=lambda found: order.get(found[0], len(order))):
+            if rows == Rows():
+                continue
+            gone = {k: getattr(rows, k) for k in ("filtered", "duplicate", "quarantined", "removed")}
+            lines.append(
+                {"step": step, "source": source, "in": rows.entered, "out": rows.out, "balance": rows.balance, **gone}
+            )
+    return lines
+
+
+def colours(run: Run) -> dict[str, str]:
+    """Each source's colour, the same throughout the report."""
+    return {s.name: figures.SOURCES[i % len(figures.SOURCES)] for i, s in enumerate(run.recipe.sources)}
+
+
+def image_tokenizer(run: Run) -> dict[str, Any]:
+    """Reconstructions, use of the codebook, training."""
+    config, facts, lines = run.recipe.image_tokenizer, run.facts("image-tokenizer"), run.metrics("image-tokenizer")
+    counts = code_counts(run)
+    panels = [figures.codebook(counts)] if sum(counts) else []
+    for key, title, label in (
+        ("psnr", "Reconstruction while training", "PSNR, dB"),
+        ("perplexity", "Codebook while training", "perplexity, codes"),
+    ):
+        points = [(line["step"], line[key]) for line in lines if isinstance(line.get(key), int | float)]
+        if len(points) > 1:
+            x, y = zip(*points, strict=True)
+            panels.append(figures.curves(title, [Line("", x, y, figures.IMAGE, noisy=True)], y_label=label))
+    total = sum(counts)
+    used = sum(c > 0 for c in counts)
+    entropy = -sum(c / total * float(np.log(c / total)) for c in counts if c) if total else 0.0
+    sheet = run.file("image-tokenizer", "reconstructions.png")
+    return {
+        "config": config,
+        "facts": {k: facts[k] for k in ("psnr", "ssim", "l1") if k in facts},
+        "parameters": facts.get("parameters"),
+        "sheet": png_uri(sheet) if sheet else None,
+        "measured_on": facts.get("measured_on", "held-out"),
+        "panels": panels,
+        "used": used,
+        "perplexity": float(np.exp(entropy)) if total else None,
+        "counted": total,
+    }
+
+
+def code_counts(run: Run) -> list[int]:
+    """How often each code occurs in the sample store; on large stores in its first parts."""
+    counts = np.zeros(run.recipe.vocabulary.image_codes, np.int64)
+    store = run.context.store("encode")
+    for part in run.manifests["encode"].parts:
+        name = f"{PARTS}/{part}.parquet"
+        table = read_table(store.get(name), SAMPLES, store.url(name), ["images"])
+        codes = [image["codes"] for images in table["images"].to_pylist() for image in images]
+        counts += np.bincount(np.frombuffer(b"".join(codes), "<u2"), minlength=len(counts))
+        if counts.sum() >= CODES_READ:
+            break
+    return [int(c) for c in counts]
+
+
+def text_tokenizer(run: Run) -> dict[str, Any]:
+    """Pieces, and how many bytes each token covers, by source."""
+    facts = run.facts("text-tokenizer")
+    fertility = facts.get("held_out", {})
+    return {
+        "pieces": facts.get("pieces"),
+        "examples": facts.get("examples", []),
+        "fertility": fertility,
+        "most": max((f["bytes_per_token"] for f in fertility.values()), default=1),
+        "trained_on": facts.get("trained_on_bytes", {}),
+    }
+
+
+def mixture(run: Run) -> dict[str, Any]:
+    """Stages and fine-tuning as shares of tokens by source and by modality; quotas and what became of them; packing."""
+    plan = run.plan
+    packed = [*plan.stages, *plan.finetune]
+    held = list(plan.held_out.values())
+    return {
+        "bars": [_bar(run, store) for store in packed],
+        "packed": [*packed, *held],
+        "quotas": [
+            {
+                "stage": store.name,
+                "stream": i.stream,
+                "quota": i.quota,
+                "counted": i.counted,
+                "passes": (i.stop - i.start) / max(1, i.per_pass),
+            }
+            | {"kind": store.kind}
+            for store in packed
+            for i in store.intervals
+        ],
+        "length": plan.sequence_length,
+        "cut_pictures": sum(s.cut_pictures for s in [*packed, *held]),
+    }
+
+
+def _bar(run: Run, store: PackedStore) -> dict[str, Any]:
+    by_source = {source: sum(by.values()) for source, by in store.tokens.items()}
+    total = max(1, sum(by_source.values()))
+    modality = {m: sum(by.get(m, 0) for by in store.tokens.values()) for m in ("text", "image", "control")}
+    paint = colours(run)
+    return {
+        "name": store.name,
+        "kind": store.kind,
+        "tokens": total,
+        "sources": [
+            {"name": s, "share": n / total, "colour": paint.get(s, figures.GREY)} for s, n in by_source.items()
+        ],
+        "modalities": [
+            {"name": m, "share": n / total, "colour": c}
+            for (m, n), c in zip(modality.items(), (figures.TEXT, figures.IMAGE, figures.CONTROL), strict=True)
+        ],
+        "image_share": store.image_share,
+    }
+
+
+def training(run: Run, step: str) -> dict[str, Any] | None:
+    """Curves of a training: loss and held-out loss by modality, norms, rate, speed."""
+    lines, facts = run.metrics(step), run.facts(step)
+    if not lines:
+        return None
+    bands = Bands(stretches(lines))
+    panels = [
+        figures.curves(
+            "Training loss by modality",
+            [_line(lines, "loss_text", "text", figures.TEXT), _line(lines, "loss_image", "image", figures.IMAGE)],
+            y_label="nats a token",
+            bands=bands,
+        ),
+        *_held_out_panels(run, lines, bands),
+        figures.curves(
+            "Gradient norm before clipping", [_line(lines, "grad_norm", "", figures.INK)], log=True, bands=bands
+        ),
+        figures.curves(
+            "Norm of the last layer's output", [_line(lines, "output_norm", "", figures.ACCENT)], bands=bands
+        ),
+        figures.curves("log Z", [_line(lines, "log_z", "", "#7b5ea7")], bands=bands),
+        figures.curves("Learning rate", [_line(lines, "learning_rate", "", figures.ACCENT)], bands=bands),
+    ]
+    spikes = [line["step"] for line in lines if "spike" in line]
+    return {"panels": panels, "facts": facts, "spikes": spikes, "steps": lines[-1]["step"]}
+
+
+def _held_out_panels(run: Run, lines: Sequence[Mapping[str, Any]], bands: Bands) -> list[Any]:
+    """Held-out loss over the training: one panel for text, one for pictures, a line a source."""
+    measured = [line for line in lines if "held_out" in line]
+    paint, panels = colours(run), []
+    for modality, title in (("text", "Held-out loss, text"), ("image", "Held-out loss, pictures")):
+        found = []
+        for source in sorted({s for line in measured for s in line["held_out"]}, key=list(paint).index):
+            points = [
+                (m["step"], m["held_out"][source][modality])
+                for m in measured
+                if modality in m["held_out"].get(source, {})
+            ]
+            if points:
+                x, y = zip(*points, strict=True)
+                found.append(Line(source, x, y, paint[source], dots=len(x) < 30))
+        if found:
+            panels.append(figures.curves(title, found, y_label="nats a token", bands=bands))
+    return panels
+
+
+def _line(lines: Sequence[Mapping[str, Any]], key: str, label: str, colour: str) -> Line:
+    points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+    return Line(label, [x for x, _ in points], [y for _, y in points], colour, noisy=True)
+
+
+def stretches(lines: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, float]]:
+    """First and last step of each stage, in order."""
+    found: dict[str, tuple[float, float]] = {}
+    for line in lines:
+        start, _ = found.get(line["stage"], (line["step"], 0))
+        found[line["stage"]] = (start, line["step"])
+    return found
+
+
+def times(run: Run) -> dict[str, Any]:
+    """When each step's jobs ran and how long, and the whole."""
+    jobs = run.jobs
+    if not jobs:
+        return {"rows": [], "total": 0.0, "working": 0.0}
+    by_step: dict[str, float] = {}
+    for job in jobs:
+        by_step[job.step] = by_step.get(job.step, 0.0) + job.seconds
+    longest = max(by_step.values())
+    rows = [
+        {"step": step, "seconds": seconds, "share": seconds / longest, "about": BY_NAME[step].about}
+        | {"attempts": sum(j.step == step for j in jobs)}
+        for step, seconds in by_step.items()
+    ]
+    return {"rows": rows, "working": sum(by_step.values())}
+
+
+def steps(run: Run) -> list[dict[str, Any]]:
+    """Each step's fingerprint, parts, files and size: where everything is."""
+    found = []
+    for step, manifest in run.manifests.items():
+        made = [f for part in run.parts(step) for f in part.files] + manifest.files
+        found.append(
+            {
+                "step": step,
+                "about": BY_NAME[step].about,
+                "fingerprint": manifest.fingerprint,
+                "parts": len(manifest.parts),
+            }
+            | {"files": len(made), "bytes": sum(f.bytes for f in made)}
+        )
+    return found

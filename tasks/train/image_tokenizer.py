@@ -1,0 +1,170 @@
+"""Step ``image-tokenizer``: the VQ-GAN, trained on the selected pictures, measured on held-out ones.
+
+Output: ``model.safetensors`` and ``config.json``, ``metrics.jsonl`` (one JSON object a line: step, losses, psnr, use of
+the codebook) and ``reconstructions.png`` (rows in turn of pictures and of what the tokenizer makes of them).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from infra.errors import RecipeError
+from infra.settings import ResourcesConfig
+from infra.storage import Storage
+from infra.store.commit import entry, entry_of_file
+from tasks.context import StepContext
+from tasks.encode.transforms import Pixels
+from tasks.progress import Progress
+from tasks.train.launch import StopRequest, launch
+from tasks.train.pictures import HELD_OUT, TRAINING, collect, discard, load_pictures
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from model.image_tokenizer.load import ImageTokenizer
+
+RECONSTRUCTIONS = "reconstructions.png"
+SHOWN = 48
+SHOWN_A_ROW = 12
+SHOWN_SIDE = 128
+BATCH = 64
+COUNTED = 1024
+"""Training pictures, at most, whose codes are counted for the codebook's use."""
+
+
+def run(context: StepContext) -> None:
+    """Trains, measures and commits the step."""
+    from model.image_tokenizer.train import remove_checkpoints
+
+    context.manifest("select")
+    collect(context)
+    if not context.store().size(TRAINING):
+        raise RecipeError("no source has a readable picture that is not held out: there is nothing to train on")
+    launch(context, train_worker, arguments(context))
+    finish(context)
+    discard(context.store())
+    remove_checkpoints(context.store())
+
+
+def arguments(context: StepContext) -> dict[str, Any]:
+    """What every worker is given, by value."""
+    recipe = context.recipe
+    return {
+        "config": recipe.image_tokenizer,
+        "training": recipe.image_tokenizer_training,
+        "resources": recipe.resources,
+        "seed": recipe.seed,
+        "fingerprint": context.fingerprint,
+        "store": context.store().root,
+        "workdir": context.root,
+        "job": context.job,
+    }
+
+
+def train_worker(arguments: dict[str, Any]) -> None:
+    """One worker of the training. Everything comes in by value; everything goes out through the step's folder."""
+    import torch
+
+    from model.image_tokenizer.train import train
+
+    resources: ResourcesConfig = arguments["resources"]
+    store, config = Storage(arguments["store"]), arguments["config"]
+    progress = Progress(Storage(arguments["workdir"]), arguments["job"])
+    steps = arguments["training"].steps
+
+    def report(step: int, figures: dict[str, float]) -> None:
+        note = f"PSNR {figures['psnr']:.1f} dB, {figures['codebook_used']:.0%} of the codes in use"
+        progress.update(step, steps, "steps", note=note)
+
+    train(
+        config,
+        arguments["training"],
+        load_pictures(store, TRAINING, config.resolution),
+        store,
+        seed=arguments["seed"],
+        identity=arguments["fingerprint"],
+        device="cpu" if resources.accelerator is None else f"cuda:{torch.cuda.current_device()}",
+        precision=resources.precision,
+        report=report,
+        should_stop=StopRequest(arguments["workdir"], arguments["job"]),
+    )
+
+
+def finish(context: StepContext) -> None:
+    """Measures the trained tokenizer, draws reconstructions and commits the step.
+
+    Facts: ``psnr`` (dB), ``ssim`` and ``l1`` (of values 0 … 1) of reconstructions of held-out pictures, or of training
+    pictures where none are held out (``measured_on`` says which); ``codebook_used`` (share) and ``perplexity`` of the
+    codes of training pictures.
+    """
+    from model.image_tokenizer.load import CONFIG, WEIGHTS, load_image_tokenizer
+    from model.image_tokenizer.train import METRICS
+
+    store, side = context.store(), context.recipe.image_tokenizer.resolution
+    tokenizer = load_image_tokenizer(store)
+    training, held_out = (load_pictures(store, name, side) for name in (TRAINING, HELD_OUT))
+    measured = held_out if len(held_out) else training[:COUNTED]
+    quality, sheet = measure(tokenizer, measured)
+    store.put(RECONSTRUCTIONS, sheet)
+    context.finish(
+        files=[
+            *(entry_of_file(store, name) for name in (CONFIG, METRICS, WEIGHTS)),
+            entry(RECONSTRUCTIONS, sheet),
+        ],
+        facts={
+            **quality,
+            **codebook_use(tokenizer, training[:COUNTED]),
+            "measured_on": "held-out" if len(held_out) else "training",
+            "pictures": {"training": len(training), "held_out": len(held_out)},
+            "parameters": sum(p.numel() for p in tokenizer.model.parameters()),
+            "steps": context.recipe.image_tokenizer_training.steps,
+        },
+    )
+
+
+def measure(tokenizer: ImageTokenizer, pictures: Pixels) -> tuple[dict[str, float], bytes]:
+    """Mean psnr, ssim and l1 of reconstructions of (n, side, side, 3) uint8, and a PNG sheet of the first of them."""
+    from PIL import Image
+
+    from model.image_tokenizer.losses import psnr, ssim
+    from tasks.sheets import tiles
+
+    sums = np.zeros(3)
+    shown: list[tuple[Image.Image, Image.Image]] = []
+    for start in range(0, len(pictures), BATCH):
+        before = _batch(pictures[start : start + BATCH])
+        after = tokenizer.decode(tokenizer.encode(before)).cpu()
+        l1 = (before.float() - after.float()).abs().mean((1, 2, 3)) / 255
+        sums += [float(f.double().sum()) for f in (psnr(before, after), ssim(before, after), l1)]
+        for pair in zip(before, after, strict=True):
+            if len(shown) < SHOWN:
+                one, other = (Image.fromarray(p.permute(1, 2, 0).contiguous().numpy()) for p in pair)
+                shown.append((one, other))
+    rows = []
+    for start in range(0, len(shown), SHOWN_A_ROW):
+        rows += [list(row) for row in zip(*shown[start : start + SHOWN_A_ROW], strict=True)]
+    means = sums / max(1, len(pictures))
+    figures = {name: round(float(mean), 4) for name, mean in zip(("psnr", "ssim", "l1"), means, strict=True)}
+    return figures, tiles(rows, min(SHOWN_SIDE, tokenizer.config.resolution))
+
+
+def codebook_use(tokenizer: ImageTokenizer, pictures: Pixels) -> dict[str, float]:
+    """Share of the codes that the pictures use, and the perplexity of their histogram."""
+    import torch
+
+    from model.image_tokenizer.losses import perplexity
+
+    counts_K = torch.zeros(tokenizer.config.codes, dtype=torch.int64)
+    for start in range(0, len(pictures), BATCH):
+        codes_BN = tokenizer.encode(_batch(pictures[start : start + BATCH])).cpu()
+        counts_K += torch.bincount(codes_BN.flatten(), minlength=len(counts_K))
+    used = float((counts_K > 0).float().mean())
+    return {"codebook_used": round(used, 4), "perplexity": round(perplexity(counts_K), 2)}
+
+
+def _batch(pictures_BHWC: Pixels) -> Tensor:
+    import torch
+
+    return torch.from_numpy(np.array(pictures_BHWC)).permute(0, 3, 1, 2)

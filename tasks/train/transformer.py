@@ -1,0 +1,93 @@
+"""What pre-training and fine-tuning share: starting the workers, and what each worker does."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal
+
+from infra.settings import ResourcesConfig
+from infra.storage import Storage
+from infra.store.commit import entry_of_file
+from model.training.config import FinetuneConfig, PretrainConfig
+from model.transformer.config import TransformerConfig
+from tasks.context import StepContext
+from tasks.progress import Progress
+from tasks.train.launch import StopRequest, launch
+
+FACTS = "training.json"
+"""What the workers leave for the step's manifest."""
+
+
+def run_training(
+    context: StepContext,
+    run: Literal["pretrain", "finetune"],
+    model: TransformerConfig,
+    config: PretrainConfig | FinetuneConfig,
+    start: str | None = None,
+) -> None:
+    """Trains on Ray workers and commits the step; ``start`` names the step whose weights it starts from."""
+    recipe, store = context.recipe, context.store()
+    context.manifest("mix")
+    arguments = {
+        "run": run,
+        "model": model,
+        "vocabulary_size": recipe.vocabulary.size,
+        "config": config,
+        "resources": recipe.resources,
+        "seed": recipe.seed,
+        "store": store.root,
+        "mix": context.store("mix").root,
+        "start": None if start is None else context.store(start).root,
+        "workdir": context.root,
+        "job": context.job,
+    }
+    launch(context, train_worker, arguments)
+    facts: dict[str, Any] = json.loads(store.get(FACTS))
+    context.finish(files=[entry_of_file(store, name) for name in facts.pop("files")], facts=facts)
+
+
+def train_worker(arguments: dict[str, Any]) -> None:
+    """One worker of a training. Everything comes in by value; everything goes out through the step's folder."""
+    import torch.distributed as dist
+
+    from model.data.loader import SequenceLoader
+    from model.training.loop import Training, train
+    from model.training.monitors import METRICS
+    from model.transformer.load import load_transformer, save_transformer
+    from model.transformer.model import Transformer
+
+    config: PretrainConfig | FinetuneConfig = arguments["config"]
+    resources: ResourcesConfig = arguments["resources"]
+    store, mix = Storage(arguments["store"]), Storage(arguments["mix"])
+    model_config: TransformerConfig = arguments["model"]
+    size: int = arguments["vocabulary_size"]
+    if arguments["start"] is None:
+        model = Transformer(model_config, size).initialise(arguments["seed"])
+    else:
+        model = load_transformer(Storage(arguments["start"])).with_dropout(model_config.dropout)
+    progress = Progress(Storage(arguments["workdir"]), arguments["job"])
+    outcome = train(
+        Training(
+            model=model,
+            loader=SequenceLoader(
+                mix,
+                arguments["run"],
+                config.batch,
+                dist.get_rank(),
+                dist.get_world_size(),
+                resources.micro_batch,
+                epochs=config.epochs if isinstance(config, FinetuneConfig) else None,
+            ),
+            config=config,
+            resources=resources,
+            store=store,
+            mix=mix,
+            seed=arguments["seed"],
+            report=lambda step, total, note: progress.update(step, total, "steps", note=note),
+            should_stop=StopRequest(arguments["workdir"], arguments["job"]),
+        )
+    )
+    if outcome.finished and dist.get_rank() == 0:
+        files = [*save_transformer(store, model_config, size, outcome.weights), METRICS]
+        facts = {"files": files, "model": model_config.model_dump(mode="json"), **outcome.facts}
+        store.put(FACTS, (json.dumps(facts, indent=1, sort_keys=True) + "\n").encode())

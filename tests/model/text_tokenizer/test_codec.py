@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from infra.errors import StoreError
+from infra.storage import Storage
+from model.text_tokenizer.codec import DESCRIPTION, MODEL, TextTokenizer
+from model.text_tokenizer.config import TextTokenizerConfig
+from model.text_tokenizer.train import train
+from model.vocabulary import Vocabulary
+
+VOCABULARY = Vocabulary(image_codes=64, text_start=80, size=1080)
+CORPUS = [
+    "the red apple and the green apple are on the table; 赤リンゴ manzana roja красное яблоко\n",
+    "def f(x):\n        if x > 10:\n            return '▁ is no space'\n\tpass  # 2024\r\n",
+    "<racm3:break> IMGIMGAZ <s> </s> <unk> <pad> <0x41> <reserved08706> are words in a caption   \n",
+] * 20
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> TextTokenizer:
+    return train(CORPUS, TextTokenizerConfig(), VOCABULARY)
+
+
+TOKENIZER = train(CORPUS, TextTokenizerConfig(), VOCABULARY)
+TEXTS = st.one_of(
+    st.text(),
+    st.text(alphabet=" \t\n\r\0▁▅abA0189_()<>sx/\u00a0\u200b\ufeff\ufffd\ufe0f", max_size=40),
+    st.lists(
+        st.sampled_from(["<s>", "</s>", "<pad>", "<unk>", "<0x41>", "<racm3:break>", "<eoss>", "IMGIMGAZ", "▁", " "])
+    ).map("".join),
+    st.binary(max_size=40).map(lambda b: b.decode("utf-8", "ignore")),
+)
+
+
+@given(TEXTS)
+@example("")
+@example("   leading and trailing   ")
+@example("▁▁ ▁")
+@example("a\0b\0")
+@example("<racm3:break>IMGIMGAZ<eoss>")
+@example("\U0010ffff\ufffe\ufeff e\u0301 é")
+@settings(max_examples=600, deadline=None)
+def test_every_text_comes_back_and_no_control_id_appears(text: str) -> None:
+    ids = TOKENIZER.encode(text)
+    assert TOKENIZER.decode(ids) == text
+    assert all(VOCABULARY.text_start < n < VOCABULARY.size for n in ids), "text_start itself is the piece <unk>"
+
+
+@given(st.lists(st.integers(-(10**6), 10**6) | st.integers(0, VOCABULARY.size - 1)))
+@settings(max_examples=300, deadline=None)
+def test_decoding_is_total(ids: list[int]) -> None:
+    text = TOKENIZER.decode(ids)
+    text.encode()
+    assert text == TOKENIZER.decode([n for n in ids if VOCABULARY.text_start <= n < VOCABULARY.size])
+
+
+@given(st.lists(TEXTS, min_size=2, max_size=3))
+@settings(max_examples=100, deadline=None)
+def test_texts_encoded_apart_join_without_loss(texts: list[str]) -> None:
+    assert TOKENIZER.decode([n for t in texts for n in TOKENIZER.encode(t)]) == "".join(texts)
+
+
+def test_half_a_surrogate_pair_becomes_the_replacement_character(tokenizer: TextTokenizer) -> None:
+    assert tokenizer.decode(tokenizer.encode("a\ud800b")) == "a\ufffdb"
+
+
+def test_u2581_is_not_a_space(tokenizer: TextTokenizer) -> None:
+    assert tokenizer.encode("a▁b") != tokenizer.encode("a b")
+
+
+def test_bytes_cut_inside_a_character_become_replacements(tokenizer: TextTokenizer) -> None:
+    ids = tokenizer.encode("\U0001f34e")
+    assert len(ids) == 4
+    assert tokenizer.decode(ids[:3]) == "\ufffd"
+    assert tokenizer.decode_bytes(ids[:3]) == "\U0001f34e".encode()[:3]
+
+
+def test_digits_are_one_by_one(tokenizer: TextTokenizer) -> None:
+    assert [tokenizer.piece(n) for n in tokenizer.encode("2024")] == ["2", "0", "2", "4"]
+
+
+def test_frequent_words_and_runs_of_spaces_are_pieces(tokenizer: TextTokenizer) -> None:
+    assert len(tokenizer.encode("the red apple")) < 8
+    assert [tokenizer.piece(n) for n in tokenizer.encode("        ")] == ["        "]
+
+
+def test_controls_and_unused_ids_have_names_and_no_text(tokenizer: TextTokenizer) -> None:
+    assert tokenizer.piece(VOCABULARY.boi) == "<racm3:break>"
+    assert tokenizer.piece(4) == "IMGIMGAZ"
+    assert tokenizer.decode([0, 1, 2, 3, 4, VOCABULARY.boi, VOCABULARY.eoi, VOCABULARY.eot]) == ""
+    if tokenizer.pieces < VOCABULARY.text_pieces:
+        assert tokenizer.decode([VOCABULARY.size - 1]) == ""
+
+
+def test_saved_and_loaded(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    store = Storage(tmp_path)
+    for name, data in tokenizer.files().items():
+        store.put(name, data)
+    for copy in (TextTokenizer.load(store), pickle.loads(pickle.dumps(tokenizer))):
+        assert copy.vocabulary == VOCABULARY
+        assert copy.encode(CORPUS[0]) == tokenizer.encode(CORPUS[0])
+
+
+def test_a_newer_or_foreign_or_damaged_file_is_refused(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    store = Storage(tmp_path)
+    files = tokenizer.files()
+    store.put(MODEL, files[MODEL])
+    facts = json.loads(files[DESCRIPTION])
+    for wrong in (facts | {"version": 2}, facts | {"format": "other"}):
+        store.put(DESCRIPTION, json.dumps(wrong).encode())
+        with pytest.raises(StoreError, match="expected calumma-text-tokenizer up to version 1"):
+            TextTokenizer.load(store)
+    store.put(DESCRIPTION, b"{}")
+    with pytest.raises(StoreError, match="not the description"):
+        TextTokenizer.load(store)
+    store.put(DESCRIPTION, files[DESCRIPTION])
+    store.put(MODEL, b"no model")
+    with pytest.raises(StoreError, match="not a SentencePiece model"):
+        TextTokenizer.load(store)
+
+
+def test_a_model_that_does_not_fit_the_vocabulary_is_refused(tokenizer: TextTokenizer) -> None:
+    with pytest.raises(StoreError, match=r"pieces and the vocabulary room for 300"):
+        TextTokenizer(tokenizer.model, Vocabulary(image_codes=64, text_start=80, size=380))
+
+
+def test_a_model_that_alters_text_is_refused() -> None:
+    import io
+
+    import sentencepiece
+
+    sink = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(CORPUS),
+        model_writer=sink,
+        model_type="bpe",
+        vocab_size=600,
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    with pytest.raises(StoreError, match="changes white space"):
+        TextTokenizer(sink.getvalue(), VOCABULARY)

@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from infra.errors import StoreError
+from infra.storage import Storage
+from model.training.checkpoint import list_checkpoints
+from model.training.guard import NonFiniteError
+from model.training.monitors import read_metrics
+
+pytestmark = pytest.mark.timeout(240)
+
+
+def same_bits(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    return {k: v.tobytes() for k, v in a.items()} == {k: v.tobytes() for k, v in b.items()}
+
+
+def test_two_ranks_learn_and_resume_bit_for_bit_after_a_kill(ranks: Any, tmp_path: Path) -> None:
+    whole = ranks(store=str(tmp_path / "whole"))[0]
+    assert whole.finished
+    assert whole.step == 8  # 42 sequences in batches of 8 are 6 steps, 14 are 2
+    assert whole.facts["steps"] == 8
+    assert whole.facts["world"] == 2
+    lines = read_metrics(Storage(tmp_path / "whole"))
+    assert [line["step"] for line in lines] == list(range(1, 9))
+    assert [line["stage"] for line in lines] == ["one"] * 6 + ["two"] * 2
+    assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
+    assert [line["step"] for line in lines if "held_out" in line] == [4, 8]
+    assert set(lines[3]["held_out"]["pictures"]) == {"text", "image"}
+    assert lines[-1]["total_tokens"] == 56 * 22 == sum(line["tokens"] for line in lines) == whole.facts["tokens"]
+
+    assert 0 not in ranks(store=str(tmp_path / "killed"), die_at=5)
+    killed = Storage(tmp_path / "killed")
+    assert [c.step for c in list_checkpoints(killed)] == [3]
+    (tmp_path / "killed/checkpoints/step-00000006").mkdir()  # what a kill in the middle of saving leaves
+    resumed = ranks(store=str(tmp_path / "killed"))[0]
+    assert resumed.step == 8
+    assert same_bits(whole.weights, resumed.weights)
+    again = read_metrics(killed)
+    for a, b in zip(lines, again, strict=True):
+        del a["tokens_per_s"], b["tokens_per_s"]
+        assert a == b
+    assert [c.step for c in list_checkpoints(killed)] == [8, 6]  # the newest two are kept
+
+
+def test_one_rank_and_two_train_the_same(ranks: Any, tmp_path: Path) -> None:
+    plain = {"dropout": 0.0}
+    one = ranks(world=1, store=str(tmp_path / "one"), model=plain)[0]
+    two = ranks(world=2, store=str(tmp_path / "two"), model=plain)[0]
+    assert max(np.abs(one.weights[k] - two.weights[k]).max() for k in one.weights) < 1e-3
+    losses = [[m["loss"] for m in read_metrics(Storage(tmp_path / name))] for name in ("one", "two")]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+    refused = ranks(world=1, store=str(tmp_path / "two"), model=plain)[0]
+    assert isinstance(refused, StoreError)
+    assert "taken with 2 workers, and there are 1" in str(refused)
+
+
+@pytest.mark.parametrize(
+    ("stage", "precision"), [(0, "fp32"), (2, "fp32"), (3, "fp32"), (0, "bf16"), (1, "bf16"), (3, "bf16")]
+)
+def test_every_zero_stage_and_precision_agrees(ranks: Any, tmp_path: Path, stage: int, precision: str) -> None:
+    store = str(tmp_path / "store")
+    resources = {"zero_stage": stage, "precision": precision, "activation_checkpointing": stage == 2}
+    ended = ranks(world=2, store=store, model={"dropout": 0.0}, resources=resources)[0]
+    assert ended.finished
+    assert all(w.dtype == np.float32 for w in ended.weights.values())
+    lines = read_metrics(Storage(store))
+    assert lines[-1]["loss"] == pytest.approx(EXPECTED_LOSS, abs=1e-3 if precision == "fp32" else 0.1)
+    assert all(np.isfinite(line["grad_norm"]) and line["grad_norm"] > 0 for line in lines)
+    assert list_checkpoints(Storage(store))[0].step == 8
+    again = ranks(world=2, store=store, model={"dropout": 0.0}, resources=resources)[0]  # nothing is left to train
+    assert same_bits(ended.weights, again.weights)
+
+
+EXPECTED_LOSS = 0.0
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+@pytest.mark.parametrize(("hook", "what"), [("nan_loss", "the loss"), ("nan_gradient", "the gradients")])
+def test_what_is_not_finite_stops_before_the_optimizer_moves(
+    ranks: Any, tmp_path: Path, stage: int, hook: str, what: str
+) -> None:
+    store = Storage(tmp_path / "store")
+    ended = ranks(store=store.root, hook=hook, resources={"zero_stage": stage}, config={"checkpoint_every": 1})
+    for rank in (0, 1):
+        assert isinstance(ended[rank], NonFiniteError)
+        assert f"step 3: {what}" in str(ended[rank])
+        assert "of stage one" in str(ended[rank])
+    assert list_checkpoints(store)[0].step == 2
+    assert len(read_metrics(store)) == 2
+
+
+def test_a_stop_request_checkpoints_and_the_next_run_goes_on_bit_for_bit(ranks: Any, tmp_path: Path) -> None:
+    store = str(tmp_path / "stopped")
+    first = ranks(store=store, stop_at=4, config={"checkpoint_every": 100})[0]
+    assert not first.finished
+    assert [c.step for c in list_checkpoints(Storage(store))] == [first.step] == [5]
+    whole = ranks(store=str(tmp_path / "whole"), config={"checkpoint_every": 100})[0]
+    assert same_bits(ranks(store=store, config={"checkpoint_every": 100})[0].weights, whole.weights)
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(ranks: Any, tmp_path: Path) -> None:
+    store = Storage(tmp_path / "store")
+    whole = ranks(store=store.root)[0]
+    newest = list_checkpoints(store)[0]
+    name = next(f.name for f in newest.files if f.name.endswith("model_states.pt"))
+    path = store.path(name)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    assert same_bits(ranks(store=store.root)[0].weights, whole.weights)
+    assert [c.step for c in list_checkpoints(store)] == [8, 6]
+
+
+def test_fine_tuning_counts_answers_only(ranks: Any, tmp_path: Path) -> None:
+    ended = ranks(store=str(tmp_path / "tuned"), run="finetune")[0]
+    assert ended.step == 2
+    lines = read_metrics(Storage(tmp_path / "tuned"))
+    assert all("loss_image" not in line and line["image_share"] == 0 for line in lines)
+    assert sum(line["tokens"] for line in lines) == 16 * 22

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from infra.errors import StoreError
+from infra.storage import Storage
+from model.transformer.attention import PADDING, KVCache
+from model.transformer.config import TransformerConfig
+from model.transformer.load import CONFIG, WEIGHTS, load_transformer, save_transformer
+from model.transformer.model import Transformer
+
+CONFIGS = {
+    "pre": TransformerConfig(dim=32, layers=2, heads=4, ffn=48),
+    "reordered": TransformerConfig(dim=32, layers=2, heads=4, kv_heads=2, ffn=48, norm="reordered"),
+    "plain attention": TransformerConfig(dim=32, layers=2, heads=4, ffn=48, qk_norm=False),
+}
+V = 100
+
+
+def model(name: str = "pre") -> Transformer:
+    made = Transformer(CONFIGS[name], V).initialise(1).eval()
+    with torch.no_grad():
+        made.embedding.weight.mul_(50)  # so that tokens matter to an untrained model
+    return made
+
+
+def tokens(b: int, t: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(0, V, (b, t), generator=torch.Generator().manual_seed(seed))
+
+
+def test_seven_billion_parameters_exactly() -> None:
+    with torch.device("meta"):
+        seven = Transformer(TransformerConfig(), 65536)
+    assert seven.parameter_count() == 7_013_158_912 == TransformerConfig().parameters(65536)
+
+
+def test_thirty_four_billion() -> None:
+    config = TransformerConfig(
+        dim=8192, layers=48, heads=64, kv_heads=8, ffn=22016, norm="reordered", dropout=0, qk_norm_shards=4
+    )
+    with torch.device("meta"):
+        large = Transformer(config, 65536)
+    assert large.parameter_count() == config.parameters(65536)
+    assert large.parameter_count() == pytest.approx(34.29e9, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_parameter_count_is_the_formulas(name: str) -> None:
+    assert model(name).parameter_count() == CONFIGS[name].parameters(V)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_future_is_not_seen(name: str) -> None:
+    x = tokens(1, 12)
+    y = x.clone()
+    y[0, 7] = (y[0, 7] + 1) % V
+    with torch.no_grad():
+        a, b = model(name)(x), model(name)(y)
+    assert torch.equal(a[:, :7], b[:, :7])
+    assert (a[:, 7:] - b[:, 7:]).abs().amax(-1).min() > 1e-4
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_packed_documents_are_as_if_alone(name: str) -> None:
+    m, first, second = model(name), tokens(1, 5, 1), tokens(1, 7, 2)
+    pad = torch.full((1, 3), 1)
+    packed = torch.cat((first, second, pad), 1)
+    documents = torch.tensor([[0] * 5 + [1] * 7 + [PADDING] * 3], dtype=torch.int32)
+    positions = torch.tensor([[*range(5), *range(7), *range(3)]])
+    with torch.no_grad():
+        hidden = m(packed, documents, positions)
+        assert (hidden[:, :5] - m(first)).abs().max() < 1e-5
+        assert (hidden[:, 5:12] - m(second)).abs().max() < 1e-5
+    assert torch.isfinite(hidden).all()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_cache_gives_what_a_whole_forward_gives(name: str) -> None:
+    m, x = model(name), tokens(2, 10)
+    cache = KVCache(m.config, 2, 10)
+    with torch.no_grad():
+        want = m(x)
+        pieces = [m(x[:, :4], cache=cache), m(x[:, 4:5], cache=cache), m(x[:, 5:], cache=cache)]
+    assert cache.position == 10
+    assert (torch.cat(pieces, 1) - want).abs().max() < 1e-5
+
+
+def test_cache_takes_prompts_of_unequal_length_padded_on_the_left() -> None:
+    m, long, short = model(), tokens(1, 6, 1), tokens(1, 4, 2)
+    batch = torch.cat((long, torch.cat((torch.full((1, 2), 1), short), 1)))
+    documents = torch.zeros(2, 6, dtype=torch.int32)
+    documents[1, :2] = PADDING
+    cache, then = KVCache(m.config, 2, 8), tokens(2, 2, 3)
+    with torch.no_grad():
+        m(batch, documents, cache=cache)
+        assert cache.next_B.tolist() == [6, 4]
+        have = m(then, cache=cache)
+        assert (have[0] - m(torch.cat((long, then[:1]), 1))[0, -2:]).abs().max() < 1e-5
+        assert (have[1] - m(torch.cat((short, then[1:]), 1))[0, -2:]).abs().max() < 1e-5
+
+
+def test_cache_rows_can_be_chosen_and_repeated() -> None:
+    m, x = model(), tokens(2, 5)
+    cache = KVCache(m.config, 2, 6)
+    with torch.no_grad():
+        m(x, cache=cache)
+        cache.select(torch.tensor([1, 1, 0]))
+        then = torch.tensor([[3], [4], [5]])
+        have = m(then, cache=cache)
+        want = m(torch.cat((x[[1, 1, 0]], then), 1))[:, -1:]
+    assert (have - want).abs().max() < 1e-5
+
+
+def test_a_full_cache_is_an_error() -> None:
+    cache = KVCache(CONFIGS["pre"], 1, 4)
+    with pytest.raises(ValueError, match="room for 4 positions and 5"):
+        model()(tokens(1, 5), cache=cache)
+
+
+def test_dropout_only_in_training_and_as_configured() -> None:
+    m, x = model(), tokens(1, 6)
+    assert torch.equal(m(x), m(x))
+    m.train()
+    assert not torch.equal(m(x), m(x))
+    m.with_dropout(0.0)
+    assert torch.equal(m(x), m(x))
+
+
+def test_activation_checkpointing_changes_no_bit_of_the_gradients() -> None:
+    gradients = []
+    for recompute in (False, True):
+        m = model().train()
+        m.activation_checkpointing = recompute
+        torch.manual_seed(5)  # dropout must repeat in the recomputation
+        m.loss(m(tokens(2, 8)), tokens(2, 8, 1), 1e-5).total.backward()
+        gradients.append([p.grad for p in m.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not() -> None:
+    a, b, c = (Transformer(CONFIGS["pre"], V).initialise(s).state_dict() for s in (1, 1, 2))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert not torch.equal(a["lm_head.weight"], c["lm_head.weight"])
+
+
+def test_store_round_trip_and_its_errors(tmp_path: Path) -> None:
+    store, m = Storage(tmp_path), model("reordered")
+    assert save_transformer(store, m.config, V, m.state_dict()) == [CONFIG, WEIGHTS]
+    back = load_transformer(store)
+    assert not back.training
+    assert back.config == m.config
+    assert torch.equal(back(tokens(1, 5)), m(tokens(1, 5)))
+    save_transformer(store, m.config.model_copy(update={"layers": 3}), V, m.state_dict())
+    with pytest.raises(StoreError, match=r"layers\.2\.attention.* is missing"):
+        load_transformer(store)
+    store.put(CONFIG, b'{"format": "calumma-transformer", "version": 9}')
+    with pytest.raises(StoreError, match="version 9"):
+        load_transformer(store)
+    store.put(CONFIG, b"[]")
+    with pytest.raises(StoreError, match="not a stored transformer"):
+        load_transformer(store)
+    store.delete(CONFIG)
+    with pytest.raises(StoreError, match="no such file"):
+        load_transformer(store)
