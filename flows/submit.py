@@ -107,7 +107,8 @@ def run_job(cluster: Cluster, step: str, fingerprint: str, report: Report) -> St
         if status == "STOPPED":
             raise StepFailed(f"step {step}: its job {job} was stopped. Run again to go on from what is committed.")
         if "error" in record:
-            raise StepFailed(f"step {step}: {record['error']}\nIts log: {workdir.url(f'runs/jobs/{job}/log.txt')}")
+            said = record["error"].removeprefix(f"step {step}: ")
+            raise StepFailed(f"step {step}: {said}\nIts log: {workdir.url(f'runs/jobs/{job}/log.txt')}")
         deaths += 1
         if deaths > cluster.recipe.resources.max_failures:
             raise StepFailed(

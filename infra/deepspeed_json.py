@@ -39,9 +39,9 @@ OURS = {
 
 
 def deepspeed_json(
-    resources: ResourcesConfig, *, world: int, micro_batch: int, accumulation: int, clip: float
+    resources: ResourcesConfig, *, bf16: bool, world: int, micro_batch: int, accumulation: int, clip: float
 ) -> dict[str, Any]:
-    """The configuration given to ``deepspeed.initialize``.
+    """The configuration given to ``deepspeed.initialize``; ``bf16`` is what ``resources.precision`` came to.
 
     ``resources.deepspeed`` is laid over it, section by section, for what a cluster needs (offloading, bucket sizes).
 
@@ -57,7 +57,7 @@ def deepspeed_json(
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 1 << 62,
     }
-    if resources.precision == "bf16":
+    if bf16:
         # Without check_grad_overflow a bf16 run would step on non-finite gradients.
         config["bf16"] = {"enabled": True, "check_grad_overflow": True}
     check_keys(resources.deepspeed)

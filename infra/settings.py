@@ -23,7 +23,8 @@ class ResourcesConfig(Config):
     accelerator: str | None = None
     """Ray accelerator type of training workers, e.g. ``A100``; None: CPU."""
     zero_stage: Literal[0, 1, 2, 3] = 1
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of training: bf16 keeps float32 master weights. auto: bf16 wherever the hardware multiplies it natively."""
     micro_batch: int = Field(default=8, ge=1)
     """Sequences a worker computes at once; gradients accumulate up to the batch."""
     activation_checkpointing: bool = False

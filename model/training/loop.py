@@ -29,7 +29,7 @@ from model.training.config import FinetuneConfig, PretrainConfig
 from model.training.evaluate import held_out_losses
 from model.training.guard import NonFiniteError, SpikeGuard
 from model.training.monitors import MetricsLog
-from model.training.optimizer import make_optimizer, set_learning_rate
+from model.training.optimizer import make_optimizer, set_learning_rate, use_bf16
 from model.training.schedule import factor
 from model.transformer.loss import IGNORE
 from model.transformer.model import Transformer
@@ -121,7 +121,7 @@ class _Run:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self.job, self.config, self.loader = job, job.config, job.loader
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        self.total = job.loader.steps
+        self.total, self.bf16 = job.loader.steps, use_bf16(job.resources)
         deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
         job.model.activation_checkpointing = job.resources.activation_checkpointing
         self.engine, *_ = deepspeed.initialize(
@@ -129,6 +129,7 @@ class _Run:
             optimizer=make_optimizer(job.model, self.config.optimizer),
             config=deepspeed_json(
                 job.resources,
+                bf16=self.bf16,
                 world=self.world,
                 micro_batch=self.loader.micro_batch,
                 accumulation=self.loader.accumulation,
@@ -169,6 +170,7 @@ class _Run:
             "tokens": self.log.total_tokens if self.log else 0,
             "tokens_per_s": round(self.tokens / seconds, 1) if self.tokens else None,
             "world": self.world,
+            "precision": "bf16" if self.bf16 else "fp32",
             "final": self.last,
         }
         return Outcome(True, self.step, self._weights(), facts)
@@ -205,7 +207,7 @@ class _Run:
         """Stops before the optimizer moves. ZeRO skips a step with non-finite gradients; stage 0 would take it."""
         if not bool(sums.isfinite().all()):
             raise self._not_finite("the loss is not finite", micros)
-        if self.job.resources.zero_stage == 0 and self.job.resources.precision == "fp32":
+        if self.job.resources.zero_stage == 0 and not self.bf16:
             gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
             if not bool(torch.nn.utils.get_total_norm(gradients).isfinite()):  # the same on all ranks: already reduced
                 raise self._not_finite("the gradients are not finite", micros)
@@ -263,8 +265,8 @@ class _Run:
     def _weights(self) -> dict[str, Tensor]:
         """float32 weights, on rank 0: the engine's where it holds them whole, else those of the last checkpoint."""
         prefix = "transformer."
-        zero, precision = self.job.resources.zero_stage, self.job.resources.precision
-        if zero == 0 or (precision == "fp32" and zero < 3):
+        zero = self.job.resources.zero_stage
+        if zero == 0 or (zero < 3 and not self.bf16):
             state = self.engine.module.state_dict() if self.rank == 0 else {}
         elif self.rank == 0:
             from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
@@ -273,7 +275,7 @@ class _Run:
             state = get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), folder.name)
         else:
             state = {}
-        return {name.removeprefix(prefix): w.float() for name, w in state.items()}
+        return {name.removeprefix(prefix): w.detach().float() for name, w in state.items()}
 
 
 def _seed(*numbers: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from infra.settings import ResourcesConfig
 from model.training.config import OptimizerConfig
 
 
@@ -26,6 +27,16 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
         eps=config.eps,
         fused=True,
     )
+
+
+def use_bf16(resources: ResourcesConfig) -> bool:
+    """What ``resources.precision`` comes to here. CPUs without bf16 products would emulate them, far slower."""
+    if resources.precision != "auto":
+        return resources.precision == "bf16"
+    if resources.accelerator is not None:
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    found = torch.cpu.get_capabilities()
+    return bool(found.get("avx512_bf16") or found.get("amx_bf16") or found.get("bf16"))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

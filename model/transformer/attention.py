@@ -49,13 +49,13 @@ def attend(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, mask: Tensor | None) 
 
 def attend_by_products(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, mask: Tensor | None) -> Tensor:
     """Attention written out: scores, softmax (float32 inside, as torch computes it), weighted sum."""
-    b, h, t, c = q_BHTC.shape
+    h, t, c = q_BHTC.shape[1:]
     s, groups = k_BKSC.shape[2], h // k_BKSC.shape[1]
     if mask is None:
         mask = torch.ones(t, s, dtype=torch.bool, device=q_BHTC.device).tril()[None, None]
     k_BHSC, v_BHSC = k_BKSC.repeat_interleave(groups, 1), v_BKSC.repeat_interleave(groups, 1)
     scores_BHTS = (q_BHTC * c**-0.5) @ k_BHSC.transpose(2, 3)
-    weights_BHTS = scores_BHTS.masked_fill(~mask, torch.finfo(scores_BHTS.dtype).min).softmax(-1)
+    weights_BHTS: Tensor = scores_BHTS.masked_fill(~mask, torch.finfo(scores_BHTS.dtype).min).softmax(-1)
     return weights_BHTS @ v_BHSC
 
 

@@ -42,7 +42,9 @@ def transformers_config(config: TransformerConfig, vocabulary_size: int) -> dict
     if not config.qk_norm:
         raise StoreError("transformers' Chameleon always has QK-norm; a model with qk_norm: false cannot be exported")
     if config.norm_eps != THEIR_QK_EPS:
-        raise StoreError(f"transformers' Chameleon fixes the QK-norm's epsilon at 1e-5; this model's is {config.norm_eps}")
+        raise StoreError(
+            f"transformers' Chameleon fixes the QK-norm's epsilon at 1e-5; this model's is {config.norm_eps}"
+        )
     return {
         "vocab_size": vocabulary_size,
         "hidden_size": config.dim,

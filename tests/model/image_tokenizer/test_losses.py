@@ -98,7 +98,7 @@ def test_perceptual_distance(vgg: dict[str, torch.Tensor]) -> None:
     distance.backward()
     assert b.grad is not None
     assert b.grad.abs().sum() > 0
-    assert not list(p for p in loss.parameters() if p.requires_grad)
+    assert not [p for p in loss.parameters() if p.requires_grad]
 
 
 def test_perceptual_features_are_vggs(vgg: dict[str, torch.Tensor]) -> None:

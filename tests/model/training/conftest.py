@@ -71,33 +71,37 @@ Ranks = Callable[..., dict[int, Any]]
 
 
 @pytest.fixture
-def ranks(tmp_path: Path, mix: Storage) -> Ranks:
+def ranks(tmp_path: Path, ranks_of: Callable[[Path], Ranks]) -> Ranks:
+    return ranks_of(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def ranks_of(mix: Storage) -> Callable[[Path], Ranks]:
     """Trains on ``world`` processes, see ``rank.py``; what each rank ended with. A rank that died is missing."""
+    return lambda folder: lambda world=2, **options: run_ranks(folder, world, {"mix": mix.root, **options})
 
-    def run(world: int = 2, **options: Any) -> dict[int, Any]:
-        folder = tmp_path / f"ranks-{len(list(tmp_path.iterdir()))}"
-        folder.mkdir()
-        options = {"mix": mix.root, "store": str(tmp_path / "store"), **options}
-        (folder / "options.pickle").write_bytes(pickle.dumps(options))
-        root = str(Path(__file__).parents[3])
-        environment = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-        processes = [
-            subprocess.Popen(
-                [sys.executable, str(Path(__file__).with_name("rank.py")), str(folder)],
-                env=environment | {"RANK": str(r), "LOCAL_RANK": str(r), "WORLD_SIZE": str(world)},
-                stdout=(folder / f"{r}.log").open("wb"),
-                stderr=subprocess.STDOUT,
-            )
-            for r in range(world)
-        ]
-        codes = [p.wait() if i == 0 else None for i, p in enumerate(processes)]
-        for p in processes:
-            if codes[0] != 0:
-                p.kill()
-            p.wait()
-        found = {r: folder / f"{r}.pickle" for r in range(world)}
-        if codes[0] not in (0, 9):
-            print((folder / "0.log").read_text()[-3000:])
-        return {r: pickle.loads(path.read_bytes()) for r, path in found.items() if path.exists()}
 
-    return run
+def run_ranks(parent: Path, world: int, options: dict[str, Any]) -> dict[int, Any]:
+    folder = parent / f"ranks-{len(list(parent.iterdir()))}"
+    folder.mkdir()
+    (folder / "options.pickle").write_bytes(pickle.dumps(options))
+    root = str(Path(__file__).parents[3])
+    environment = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("rank.py")), str(folder)],
+            env=environment | {"RANK": str(r), "LOCAL_RANK": str(r), "WORLD_SIZE": str(world)},
+            stdout=(folder / f"{r}.log").open("wb"),
+            stderr=subprocess.STDOUT,
+        )
+        for r in range(world)
+    ]
+    codes = [p.wait() if i == 0 else None for i, p in enumerate(processes)]
+    for p in processes:
+        if codes[0] != 0:
+            p.kill()
+        p.wait()
+    found = {r: folder / f"{r}.pickle" for r in range(world)}
+    if codes[0] not in (0, 9):
+        print((folder / "0.log").read_text()[-3000:])
+    return {r: pickle.loads(path.read_bytes()) for r, path in found.items() if path.exists()}

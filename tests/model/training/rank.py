@@ -1,4 +1,4 @@
-"""One rank of a small training, as a process: ``rank.py FOLDER``, its options in FOLDER, its rank in the environment."""
+"""One rank of a small training, as a process: ``rank.py FOLDER``; options in FOLDER, the rank in the environment."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def main(folder: Path) -> None:
         model=model,
         loader=loader,
         config=config,
-        resources=ResourcesConfig(**options.get("resources", {})),
+        resources=ResourcesConfig(**{"precision": "fp32", **options.get("resources", {})}),
         store=Storage(options["store"]),
         mix=mix,
         seed=11,

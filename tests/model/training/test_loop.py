@@ -60,24 +60,29 @@ def test_one_rank_and_two_train_the_same(ranks: Any, tmp_path: Path) -> None:
     assert "taken with 2 workers, and there are 1" in str(refused)
 
 
+@pytest.fixture(scope="module")
+def stage_one(ranks_of: Any, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """Losses of ZeRO-1 in float32, which all other settings are held against."""
+    folder = tmp_path_factory.mktemp("stage-one")
+    assert ranks_of(folder)(store=str(folder / "store"), model={"dropout": 0.0})[0].finished
+    return [line["loss"] for line in read_metrics(Storage(folder / "store"))]
+
+
 @pytest.mark.parametrize(
     ("stage", "precision"), [(0, "fp32"), (2, "fp32"), (3, "fp32"), (0, "bf16"), (1, "bf16"), (3, "bf16")]
 )
-def test_every_zero_stage_and_precision_agrees(ranks: Any, tmp_path: Path, stage: int, precision: str) -> None:
+def test_every_zero_stage_and_precision_agrees(
+    ranks: Any, tmp_path: Path, stage_one: list[float], stage: int, precision: str
+) -> None:
     store = str(tmp_path / "store")
     resources = {"zero_stage": stage, "precision": precision, "activation_checkpointing": stage == 2}
-    ended = ranks(world=2, store=store, model={"dropout": 0.0}, resources=resources)[0]
-    assert ended.finished
+    ended = ranks(store=store, model={"dropout": 0.0}, resources=resources)[0]
+    assert ended.facts["precision"] == precision
     assert all(w.dtype == np.float32 for w in ended.weights.values())
     lines = read_metrics(Storage(store))
-    assert lines[-1]["loss"] == pytest.approx(EXPECTED_LOSS, abs=1e-3 if precision == "fp32" else 0.1)
+    assert [line["loss"] for line in lines] == pytest.approx(stage_one, abs=1e-3 if precision == "fp32" else 0.05)
     assert all(np.isfinite(line["grad_norm"]) and line["grad_norm"] > 0 for line in lines)
     assert list_checkpoints(Storage(store))[0].step == 8
-    again = ranks(world=2, store=store, model={"dropout": 0.0}, resources=resources)[0]  # nothing is left to train
-    assert same_bits(ended.weights, again.weights)
-
-
-EXPECTED_LOSS = 0.0
 
 
 @pytest.mark.parametrize("stage", [0, 1])

@@ -1,0 +1,112 @@
+"""The step ``image-tokenizer``, without Ray: the launcher is replaced by a call in this process."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from infra.errors import RecipeError
+from infra.storage import Storage
+from model.image_tokenizer.load import load_image_tokenizer
+from tasks.context import StepContext
+from tasks.progress import read_progress
+from tasks.recipe import Recipe, parse_recipe
+from tasks.train import image_tokenizer
+from tests.tasks import toy_run
+
+TRAINING = {
+    "steps": 30,
+    "batch": 4,
+    "learning_rate": 3e-3,
+    "perceptual_weight": 0,
+    "discriminator_start": 25,
+    "discriminator_channels": 8,
+    "discriminator_layers": 2,
+    "codebook_start": 0.2,
+    "revive_after": 5,
+    "log_every": 5,
+    "checkpoint_every": 10,
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Recipe]:
+    """A run up to selection."""
+    workdir = tmp_path_factory.mktemp("image-tokenizer")
+    return workdir, toy_run.make(workdir, "select")
+
+
+def context_of(made: tuple[Path, Recipe], **changes: Any) -> StepContext:
+    workdir, recipe = made
+    raw = recipe.model_dump(mode="json")
+    raw["image_tokenizer_training"] |= {**TRAINING, **changes}
+    return StepContext(parse_recipe(raw), str(workdir), "image-tokenizer", "test")
+
+
+def inline(context: StepContext, function: Any, arguments: dict[str, Any]) -> None:
+    torch.set_num_threads(1)
+    function(arguments)
+
+
+def test_the_step(made: tuple[Path, Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_tokenizer, "launch", inline)
+    context = context_of(made)
+    image_tokenizer.run(context)
+    store, manifest = context.store(), context.manifest("image-tokenizer")
+    assert [f.name for f in manifest.files] == [
+        "config.json",
+        "metrics.jsonl",
+        "model.safetensors",
+        "reconstructions.png",
+    ]
+    left = {p.name for p in store.path().iterdir() if p.is_file()}
+    assert left == {"manifest.json", *(f.name for f in manifest.files)}
+    assert not store.list("checkpoints")
+    assert not store.list("scratch")
+    facts = manifest.facts
+    assert facts["measured_on"] == "held-out"
+    assert facts["pictures"]["training"] + facts["pictures"]["held_out"] == 24
+    assert 5 < facts["psnr"] < 60
+    assert 0 < facts["l1"] < 1
+    assert 0 < facts["codebook_used"] <= 1
+    assert 1 <= facts["perplexity"] <= 32
+    steps = [json.loads(line)["step"] for line in store.get("metrics.jsonl").splitlines()]
+    assert steps == [5, 10, 15, 20, 25, 30]
+    sheet = Image.open(io.BytesIO(store.get("reconstructions.png")))
+    assert sheet.size[0] == 16 * facts["pictures"]["held_out"]
+    assert sheet.size[1] == 32
+    progress = read_progress(Storage(made[0]), "test")
+    assert progress is not None
+    assert progress["done"] == progress["total"] == 30
+    assert "dB" in progress["note"]
+    assert load_image_tokenizer(store).config == context.recipe.image_tokenizer
+
+
+def test_measures_are_of_the_pictures_given(made: tuple[Path, Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_tokenizer, "launch", inline)
+    context = context_of(made, steps=10)
+    image_tokenizer.run(context)
+    tokenizer = load_image_tokenizer(context.store())
+    pictures = np.stack([np.full((16, 16, 3), v, np.uint8) for v in (0, 128, 255)])
+    figures, sheet = image_tokenizer.measure(tokenizer, pictures)
+    x_BCHW = torch.from_numpy(pictures).permute(0, 3, 1, 2)
+    y_BCHW = tokenizer.decode(tokenizer.encode(x_BCHW))
+    assert figures["l1"] == pytest.approx(float((x_BCHW.float() - y_BCHW.float()).abs().mean()) / 255, abs=1e-4)
+    tiles = np.asarray(Image.open(io.BytesIO(sheet)))
+    assert (tiles[:16, 32:48] == 255).all()
+    assert np.array_equal(tiles[16:, :16], y_BCHW[0].permute(1, 2, 0).numpy())
+    use = image_tokenizer.codebook_use(tokenizer, pictures)
+    assert use["codebook_used"] == round(tokenizer.encode(x_BCHW).unique().numel() / 32, 4)
+
+
+def test_without_pictures_it_says_so(made: tuple[Path, Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.train.pictures.selected_rows", lambda context, part: {})
+    with pytest.raises(RecipeError, match="nothing to train on"):
+        image_tokenizer.run(context_of(made, steps=11))
