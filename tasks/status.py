@@ -130,17 +130,20 @@ def render(status: Status) -> RenderableType:
 
 def ledger_table(status: Status) -> Table:
     """in = out + filtered + duplicate + quarantined + removed, by step and source, checked."""
-    table = Table(title="Ledger", title_justify="left")
-    for column in ("step", "source", "in", "out", "filtered", "duplicate", "quarantined", "removed", "balance"):
-        table.add_column(column, justify="left" if column in ("step", "source") else "right")
+    table = Table(title="Ledger: in = out + filtered + duplicate + quarantined + removed", title_justify="left")
+    for column in ("step", "source", "in", "out", "what went away", "balance"):
+        table.add_column(column, justify="right" if column in ("in", "out") else "left", overflow="fold")
     for s in status.steps:
         for source, rows in (s.manifest.rows if s.manifest else {}).items():
-            cells = [
-                "\n".join(f"{reason} {n:,}" for reason, n in sorted(found.items())) or "0"
-                for found in (rows.filtered, rows.duplicate, rows.quarantined, rows.removed)
-            ]
+            fates = {
+                "filtered": rows.filtered,
+                "duplicate": rows.duplicate,
+                "quarantined": rows.quarantined,
+                "removed": rows.removed,
+            }
+            gone = [f"{n:,} {fate} ({why})" for fate, found in fates.items() for why, n in sorted(found.items())]
             balance = "[green]closed[/]" if rows.balance == 0 else f"[red]open by {rows.balance}[/]"
-            table.add_row(s.step, source, f"{rows.entered:,}", f"{rows.out:,}", *cells, balance)
+            table.add_row(s.step, source, f"{rows.entered:,}", f"{rows.out:,}", "\n".join(gone), balance)
     return table
 
 

@@ -38,9 +38,7 @@ def test_codes_survive(groups: int, channels: int, multipliers: tuple[int, ...])
         model.quantize.embedding.weight.copy_(z_ND[torch.randperm(len(z_ND))[:40]])
         arguments, state = to_transformers(config, model.state_dict())
         peer = ChameleonVQVAE(ChameleonVQVAEConfig(**arguments)).eval()
-        peer.load_state_dict(
-            encoder_to_transformers(model.state_dict(), config)
-        )  # strict: neither missing nor unexpected
+        peer.load_state_dict(state)  # strict: neither missing nor unexpected
         theirs = peer.encode(x_BCHW)
         assert torch.allclose(peer.quant_conv(theirs.last_hidden_state), z_BCHW, atol=2e-5)
         assert torch.equal(theirs.image_tokens.view(8, -1), model.encode(x_BCHW))
