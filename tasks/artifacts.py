@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -24,6 +25,7 @@ from tasks.recipe import Recipe
 
 Weights = Literal["pretrain", "finetune"]
 DECODE_BATCH = 64
+log = logging.getLogger("calumma")
 
 
 @dataclass(frozen=True)
@@ -69,24 +71,30 @@ def load_weights(store: Callable[[str], Storage], weights: Weights) -> Transform
 
 
 def finished_folders(workdir: Storage, recipe: Recipe) -> Callable[[str], Storage]:
-    """Gives the folders of a recipe's finished steps; StepFailed, with what to do, for one that is not finished.
+    """Gives the folders of what a fine-tuned model needs; StepFailed, with what to do, for a step that is not finished.
 
-    Where the recipe's sources are gone, so that its fingerprints cannot be computed, the newest fine-tuned model and
-    what it was made from are found through the manifests.
+    Where the recipe's own model is not there, because its sources are gone or this version of Calumma would make it
+    anew, the newest fine-tuned model of the work folder is taken, found through the manifests, and that is said.
     """
     try:
         prints = fingerprints(recipe)
     except SourceError:
-        prints = _newest(workdir)
+        prints = {}
+
+    def finished(step: str) -> bool:
+        return step in prints and load_step(workdir.sub(folder_of(step, prints[step]))) is not None
+
+    if not finished("finetune") and (newest := _newest(workdir)):
+        prints = newest
+        log.warning("using the newest fine-tuned model, %s", folder_of("finetune", prints["finetune"]))
 
     def store(step: str) -> Storage:
-        found = workdir.sub(folder_of(step, prints[step])) if step in prints else None
-        if found is None or load_step(found) is None:
+        if not finished(step):
             raise StepFailed(
                 f"{workdir.root}: step {step} is not finished for this folder's recipe. "
                 f"Run it: calumma run {workdir.root}/recipe.yaml --workdir {workdir.root}"
             )
-        return found
+        return workdir.sub(folder_of(step, prints[step]))
 
     return store
 
@@ -104,8 +112,8 @@ def made_from(workdir: Storage, step: str, fingerprint: str) -> dict[str, str]:
 
 
 def _newest(workdir: Storage) -> dict[str, str]:
-    """What :func:`made_from` says of the newest finished fine-tuning."""
-    records = workdir.path("runs/jobs").glob("finetune-*/record.json")
-    done = [r for r in map(json.loads, (p.read_text() for p in records)) if r.get("state") == "done"]
+    """What :func:`made_from` says of the newest finished fine-tuning; empty where there is none."""
+    records = (json.loads(p.read_text()) for p in workdir.path("runs/jobs").glob("finetune-*/record.json"))
+    done = [r for r in records if load_step(workdir.sub(folder_of("finetune", r["fingerprint"]))) is not None]
     newest = max(done, key=lambda r: float(r["started"]), default=None)
     return {} if newest is None else made_from(workdir, "finetune", newest["fingerprint"])

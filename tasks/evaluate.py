@@ -13,7 +13,7 @@ from typing import Any
 from infra.storage import Storage
 from infra.store.commit import PARTS, entry
 from tasks.context import StepContext
-from tasks.measures import Evaluator, measurements
+from tasks.measures import Evaluator, measurements, split_name
 from tasks.pool import run_items
 from tasks.sheets import Cell, cut, labelled, png
 
@@ -22,11 +22,11 @@ def run(context: StepContext, workers: int | None = None) -> None:
     """Measures and commits; ``workers=0`` measures in this process."""
     store = context.store()
     parts = run_items(context, measurements(context), Evaluator, workers=workers, unit="measurements")
-    results = [json.loads(store.get(f"{PARTS}/{part}.results.json")) for part in parts]
+    results = [found for part in parts for found in json.loads(store.get(f"{PARTS}/{part}.results.json"))]
     files = {"results.json": (json.dumps(results, indent=1, ensure_ascii=False) + "\n").encode()}
     for found in results:
-        if found["kind"] == "drawings" and found["drawings"]:
-            files[f"drawings-{'held-out' if found['held_out'] else 'trained'}.png"] = drawings_sheet(store, found)
+        if found["kind"] == "drawings":
+            files[f"drawings-{split_name(found['held_out'])}.png"] = drawings_sheet(store, found)
     for name, data in files.items():
         store.put(name, data)
     context.finish(parts=parts, files=[entry(n, d) for n, d in sorted(files.items())], facts=headline(results))
@@ -38,10 +38,10 @@ def headline(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for found in results:
         split = "held_out" if found["held_out"] else "trained"
         if found["kind"] == "choices" and found["asked"]:
-            for key in ("name", "picture", "picture_prior"):
+            for key in ("name", "name_prior", "picture", "picture_prior"):
                 facts[f"choice_{found['weights']}_{found['form']}_{key}_{split}"] = round(found[key]["share"], 4)
             facts["choice_chance"] = found["name"]["chance"]
-        elif found["kind"] == "drawings" and found["drawings"]:
+        elif found["kind"] == "drawings":
             facts[f"drawings_{split}"], facts[f"drawings_nearest_{split}"] = found["asked"], found["nearest"]
         elif found["kind"] == "captions":
             facts[f"captions_{split}"], facts[f"captions_exact_{split}"] = found["asked"], found["exact"]
@@ -54,23 +54,25 @@ def headline(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _in_words(results: Sequence[dict[str, Any]]) -> str:
-    """One line for a terminal: what the pre-trained model knows of its pairs, what the fine-tuned one draws."""
+    """One line for a terminal: what the fine-tuned model knows of its pairs, and what it draws."""
     words = []
     for found in results:
         if found["held_out"]:
             continue
-        if found["kind"] == "choices" and found["weights"] == "pretrain" and found["asked"]:
-            name, picture = found["name"], found["picture_prior"]
-            words.append(f"name for a picture {name['share']:.0%}, picture for a name {picture['share']:.0%}")
-            words.append(f"of {found['asked']}, chance {name['chance']:.0%}")
-        elif found["kind"] == "drawings" and found["drawings"]:
+        is_headline = found["kind"] == "choices" and (found["weights"], found["form"]) == ("finetune", "document")
+        if is_headline and found["asked"]:
+            for key, label in (("name", "name for a picture"), ("picture", "picture for a name")):
+                raw, lifted = found[key]["share"], found[f"{key}_prior"]["share"]
+                words.append(f"{label} {raw:.0%}, without the prior {lifted:.0%}")
+            words.append(f"of {found['asked']} (chance {found['name']['chance']:.0%})")
+        elif found["kind"] == "drawings":
             words.append(f"{found['nearest']} of {found['asked']} drawings nearest to what was asked for")
     return ", ".join(words)
 
 
 def drawings_sheet(store: Storage, found: dict[str, Any]) -> bytes:
     """The drawings with what was asked for and what is nearest, as one PNG for people."""
-    rows = cut(store.get(f"{PARTS}/{found['part']}.tiles.png"), found["tile"])
+    rows = cut(store.get(f"{PARTS}/{found['sheet']}"), found["tile"])
     cells = [
         Cell(drawn, [d["name"], "✓ nearest of all" if d["rank"] == 1 else f"nearest: {d['nearest']}"])
         for (drawn, *_), d in zip(rows, found["drawings"], strict=True)

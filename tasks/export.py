@@ -24,7 +24,6 @@ from typing import Any
 import torch
 
 from infra.errors import StepFailed
-from infra.storage import Storage
 from infra.store.commit import entry
 from model.image_tokenizer.config import ImageTokenizerConfig
 from model.image_tokenizer.convert import to_transformers as image_to_transformers
@@ -209,13 +208,3 @@ def _folder(files: dict[str, bytes]) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def copy_export(step: Storage, target: Path) -> list[Path]:
-    """Copies a finished step's folder to ``target`` (``calumma export``); the files written."""
-    target.mkdir(parents=True, exist_ok=True)
-    written = []
-    for name in step.list(FOLDER):
-        (target / name).write_bytes(step.get(f"{FOLDER}/{name}"))
-        written.append(target / name)
-    return written

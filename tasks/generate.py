@@ -60,7 +60,8 @@ def generate_in(
     store = finished_folders(Storage(workdir), recipe)
     model = load_weights(store, "finetune")  # before the tokenizers: what is missing first is what to say
     tokenizers = load_tokenizers(store)
-    ids = prompt_ids(prompt, [prompt_picture(p, recipe) for p in images], tokenizers)
+    side = tokenizers.image.config.resolution
+    ids = prompt_ids(prompt, [prompt_picture(p, recipe, side) for p in images], tokenizers)
     (pieces,) = generate(
         model,
         tokenizers.vocabulary,
@@ -74,7 +75,7 @@ def generate_in(
     return write_pieces(pieces, tokenizers, out, seed)
 
 
-def prompt_picture(path: Path, recipe: Recipe) -> Image.Image:
+def prompt_picture(path: Path, recipe: Recipe, side: int) -> Image.Image:
     """A picture of a prompt as the image tokenizer reads it: upright, whole, padded to a square."""
     try:
         picture = open_image(Path(path).read_bytes(), recipe.scan.max_pixels)
@@ -82,7 +83,7 @@ def prompt_picture(path: Path, recipe: Recipe) -> Image.Image:
         raise SourceError(f"{path}: cannot be read ({e.strerror}); --image takes a picture file") from e
     except ImageError as e:
         raise SourceError(f"{path}: not a picture that can be shown to the model ({e})") from e
-    return Image.fromarray(transform(recipe.pictures.transform).pad(picture, recipe.image_tokenizer.resolution))
+    return Image.fromarray(transform(recipe.pictures.transform).pad(picture, side))
 
 
 def prompt_ids(prompt: str, pictures: Sequence[Image.Image], tokenizers: Tokenizers) -> list[int]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
@@ -35,8 +35,8 @@ REPLIED_AT_ONCE = 64
 
 Kind = Literal["choices", "drawings", "captions", "replies", "losses"]
 FormName = Literal["document", "chat"]
-Found = tuple[dict[str, Any], list[list[Image.Image | None]]]
-"""A measurement's results, and the rows of its sheet of pictures."""
+Found = Iterator[tuple[bool, dict[str, Any], Sequence[Sequence[Image.Image]]]]
+"""What a measurement yields: whether of held-out data, its results, and the rows of its sheet of pictures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,35 +47,42 @@ class Measurement:
     weights: Weights
     form: FormName = "document"
     held_out: bool = False
+    """For choices only, which are measured apart because they take longest; the others yield both splits."""
 
     @property
     def part(self) -> str:
         words: list[str] = [self.kind, self.weights]
         if self.kind == "choices":
-            words.append(self.form)
-        if self.kind in ("choices", "drawings", "captions"):
-            words.append("held-out" if self.held_out else "trained")
+            words += [self.form, split_name(self.held_out)]
         return "-".join(words)
+
+
+def split_name(held_out: bool) -> str:
+    """``trained`` or ``held-out``."""
+    return "held-out" if held_out else "trained"
 
 
 def measurements(context: StepContext) -> list[Measurement]:
     """All that this recipe asks for, the longest first."""
     config = context.recipe.evaluation
-    splits = (False, True) if context.recipe.scan.held_out else (False,)
     ways: tuple[tuple[Weights, FormName], ...] = (
         ("pretrain", "document"),
         ("finetune", "document"),
         ("finetune", "chat"),
     )
-    found = [Measurement("choices", weights, form, split) for split in splits for weights, form in ways]
-    if config.drawings:
-        found += [Measurement("drawings", "finetune", "chat", split) for split in splits]
+    found = [Measurement("drawings", "finetune", "chat")] if config.drawings else []
+    found += [Measurement("choices", weights, form, split) for split in splits(context) for weights, form in ways]
     found += [Measurement("losses", "pretrain"), Measurement("losses", "finetune")]
     if config.captions:
-        found += [Measurement("captions", "finetune", "chat", split) for split in splits]
+        found.append(Measurement("captions", "finetune", "chat"))
     if config.replies:
-        found.append(Measurement("replies", "finetune", "chat", held_out=True))
+        found.append(Measurement("replies", "finetune", "chat"))
     return found
+
+
+def splits(context: StepContext) -> tuple[bool, ...]:
+    """Trained-on, and held-out where anything is."""
+    return (False, True) if context.recipe.scan.held_out else (False,)
 
 
 class Evaluator:
@@ -88,7 +95,7 @@ class Evaluator:
         self._models: dict[str, Transformer] = {}
 
     def process(self, item: Measurement) -> PartOutput:
-        """The part ``<item>.results.json``, and ``<item>.tiles.png`` where there is something to see."""
+        """The part ``<item>.results.json``, a list, and a sheet of tiles for each entry that shows pictures."""
         measure: dict[Kind, Callable[[Measurement], Found]] = {
             "choices": self.choices,
             "drawings": self.drawings,
@@ -96,12 +103,15 @@ class Evaluator:
             "replies": self.replies,
             "losses": self.losses,
         }
-        found, rows = measure[item.kind](item)
         side = min(TILE, self._recipe.image_tokenizer.resolution)
-        results = {"part": item.part, **asdict(item), "source": self._source, "tile": side, **found}
-        files = {f"{item.part}.results.json": (json.dumps(results, indent=1, ensure_ascii=False) + "\n").encode()}
-        if rows:
-            files[f"{item.part}.tiles.png"] = tiles(rows, side)
+        results, files = [], {}
+        for out, found, rows in measure[item.kind](item):
+            sheet = f"{item.part}.{split_name(out)}.tiles.png" if rows else None
+            if sheet is not None:
+                files[sheet] = tiles(rows, side)
+            about = {"kind": item.kind, "weights": item.weights, "form": item.form, "held_out": out}
+            results.append({**about, "source": self._source, "sheet": sheet, "tile": side, **found})
+        files[f"{item.part}.results.json"] = (json.dumps(results, indent=1, ensure_ascii=False) + "\n").encode()
         return PartOutput(item.part, self._source, files)
 
     # -- what measurements share
@@ -160,7 +170,8 @@ class Evaluator:
         pairs = self._of(item.held_out, self._config.pictures)
         choices = min(self._config.choices, len({p.name for p in pairs}))
         if choices < 2:
-            return {"asked": 0, "choices": choices}, []
+            yield item.held_out, {"asked": 0, "choices": choices}, []
+            return
         model, form = self._model(item.weights), self._document() if item.form == "document" else self._chat()
         drawn = draw_choices([p.name for p in pairs], choices, self._seed)
         names = answer_scores(
@@ -170,62 +181,71 @@ class Evaluator:
         codes = (FIRST_IMAGE_CODE, self._tokenizers.vocabulary.eoi)
         asked = [Question(form.ask_picture(pairs[r[0]]), tuple(form.picture(pairs[j]) for j in r)) for r in drawn]
         pictures = answer_scores(model, asked, among=codes)
-        anything = Question((BOS, self._tokenizers.vocabulary.boi), tuple(form.picture(p) for p in pairs))
-        (prior,) = answer_scores(model, [anything], among=codes)
-        lifted = [[s - prior[j] for s, j in zip(row, r, strict=True)] for row, r in zip(pictures, drawn, strict=True)]
+        # Half of all pre-training pairs begin ``<s> name BOI``, the others ``<s> BOI codes``: there the model learned
+        # how likely a name or a picture is by itself.
+        boi = self._tokenizers.vocabulary.boi
+        any_name = Question((BOS,), tuple((*form.name(p)[:-1], boi) for p in pairs))
+        any_picture = Question((BOS, boi), tuple(form.picture(p) for p in pairs))
+        lifted_names = lift(names, answer_scores(model, [any_name])[0], drawn)
+        lifted_pictures = lift(pictures, answer_scores(model, [any_picture], among=codes)[0], drawn)
         examples = [
             {"names": [pairs[j].name for j in r], "name_scores": rounded(a), "picture_scores": rounded(b)}
-            for r, a, b in zip(drawn[:SHOWN_CHOICES], names, lifted, strict=False)
+            for r, a, b in zip(drawn[:SHOWN_CHOICES], lifted_names, lifted_pictures, strict=False)
         ]
         results = {
             "asked": len(pairs),
             "choices": choices,
             "name": accuracy(names).facts(),
+            "name_prior": accuracy(lifted_names).facts(),
             "picture": accuracy(pictures).facts(),
-            "picture_prior": accuracy(lifted).facts(),
+            "picture_prior": accuracy(lifted_pictures).facts(),
             "examples": examples,
         }
-        return results, [[*self._tokenizers.pictures([pairs[j].codes for j in r])] for r in drawn[:SHOWN_CHOICES]]
+        shown = [[*self._tokenizers.pictures([pairs[j].codes for j in r])] for r in drawn[:SHOWN_CHOICES]]
+        yield item.held_out, results, shown
 
     def drawings(self, item: Measurement) -> Found:
         """Pictures drawn by name, and which training picture each is nearest to, as the tokenizer shows them."""
-        limit = -(-self._config.drawings // 5) if item.held_out else self._config.drawings
-        asked = self._of(item.held_out, limit)
-        if not asked:
-            return {"drawings": []}, []
-        known = {p.key for p in asked}
-        others = [p for p in self._of(False, self._config.neighbours) if p.key not in known]
-        candidates = [*asked, *others]  # the asked ones are among them even where they are held out or too many
-        form = self._chat()
-        replies = self._ask(item.weights, [form.ask_picture(p) for p in asked], "image", max_images=1)
-        codes = [reply[0].ids for reply in replies]
-        away_QR = distances(self._pixels(codes), self._pixels([p.codes for p in candidates]))
-        ranks, nearest = rank_of(away_QR, torch.arange(len(asked))).tolist(), away_QR.argmin(1).tolist()
-        drawings = [
-            {"name": p.name, "nearest": candidates[n].name, "rank": rank, "distance": round(float(away_Q[n]), 3)}
-            for p, n, rank, away_Q in zip(asked, nearest, ranks, away_QR, strict=True)
-        ]
-        results = {
-            "asked": len(asked),
-            "candidates": len(candidates),
-            "nearest": sum(r == 1 for r in ranks),
-            "among_ten": sum(r <= 10 for r in ranks),
-            "drawings": drawings,
-        }
-        shown = zip(codes, (candidates[n].codes for n in nearest), (p.codes for p in asked), strict=True)
-        return results, [[*self._tokenizers.pictures(row)] for row in shown]
+        asked = {False: self._of(False, self._config.drawings), True: self._of(True, -(-self._config.drawings // 5))}
+        # The asked ones are among the candidates even where they are held out, or the training pictures too many.
+        everything = [*asked[False], *asked[True], *self._of(False, self._config.neighbours)]
+        candidates = list({p.key: p for p in everything}.values())
+        known_RD = self._pixels([p.codes for p in candidates])
+        for out, pairs in asked.items():
+            if not pairs:
+                continue
+            form = self._chat()
+            replies = self._ask(item.weights, [form.ask_picture(p) for p in pairs], "image", max_images=1)
+            codes = [reply[0].ids for reply in replies]
+            away_QR = distances(self._pixels(codes), known_RD)
+            right_Q = torch.tensor([candidates.index(p) for p in pairs])
+            ranks, nearest = rank_of(away_QR, right_Q).tolist(), away_QR.argmin(1).tolist()
+            drawings = [
+                {"name": p.name, "nearest": candidates[n].name, "rank": rank, "distance": round(float(away_Q[n]), 3)}
+                for p, n, rank, away_Q in zip(pairs, nearest, ranks, away_QR, strict=True)
+            ]
+            results = {
+                "asked": len(pairs),
+                "candidates": len(candidates),
+                "nearest": sum(r == 1 for r in ranks),
+                "among_ten": sum(r <= 10 for r in ranks),
+                "drawings": drawings,
+            }
+            shown = zip(codes, (candidates[n].codes for n in nearest), (p.codes for p in pairs), strict=True)
+            yield out, results, [[*self._tokenizers.pictures(row)] for row in shown]
 
     def captions(self, item: Measurement) -> Found:
         """What the model says a picture is, in its own words, most likely ones first."""
-        pairs = self._of(item.held_out, self._config.pictures)
         form = self._chat()
-        replies = self._ask(item.weights, [form.ask_name(p) for p in pairs], "text", temperature=0.0)
-        said = [self._text(reply) for reply in replies]
-        exact = sum(s == p.name for s, p in zip(said, pairs, strict=True))
-        shown = pairs[: self._config.captions]
-        captions = [{"name": p.name, "caption": s} for p, s in zip(shown, said, strict=False)]
-        pictures = self._tokenizers.pictures([p.codes for p in shown])
-        return {"asked": len(pairs), "exact": exact, "captions": captions}, [[picture] for picture in pictures]
+        for out in splits(self._context):
+            pairs = self._of(out, self._config.pictures)
+            replies = self._ask(item.weights, [form.ask_name(p) for p in pairs], "text", temperature=0.0)
+            said = [self._text(reply) for reply in replies]
+            exact = sum(s == p.name for s, p in zip(said, pairs, strict=True))
+            shown = pairs[: self._config.captions]
+            captions = [{"name": p.name, "caption": s} for p, s in zip(shown, said, strict=False)]
+            pictures = self._tokenizers.pictures([p.codes for p in shown])
+            yield out, {"asked": len(pairs), "exact": exact, "captions": captions}, [[p] for p in pictures]
 
     def replies(self, item: Measurement) -> Found:
         """Answers to held-out conversations of every category, to be read beside the answers they were given."""
@@ -234,7 +254,7 @@ class Evaluator:
         cuts = [ids.index(eot) + 1 for _, ids in asked]
         prompts = [ids[:at] for (_, ids), at in zip(asked, cuts, strict=True)]
         replies = self._ask(item.weights, prompts, "any", max_images=max(2, self._recipe.generation.max_images))
-        sheet: list[list[Image.Image | None]] = []
+        sheet: list[list[Image.Image]] = []
 
         def shown(pieces: Sequence[Piece]) -> list[dict[str, Any]]:
             out: list[dict[str, Any]] = []
@@ -256,20 +276,26 @@ class Evaluator:
             }
             for (category, ids), prompt, reply in zip(asked, prompts, replies, strict=True)
         ]
-        return {"conversations": conversations}, sheet
+        yield True, {"conversations": conversations}, sheet
 
     def losses(self, item: Measurement) -> Found:
         """Held-out losses by source and modality."""
         mix, model = self._context.store("mix"), self._model(item.weights)
-        return {
-            "losses": {
-                source: losses_by_modality(model, held_out(mix, source, self._config.losses))
-                for source in held_out_sources(mix)
-            }
-        }, []
+        losses = {
+            source: losses_by_modality(model, held_out(mix, source, self._config.losses))
+            for source in held_out_sources(mix)
+        }
+        yield True, {"losses": losses}, []
 
     def _text(self, pieces: Sequence[Piece]) -> str:
         return "".join(self._tokenizers.text.decode(list(p.ids)) for p in pieces if p.kind == "text")
+
+
+def lift(
+    scores: Sequence[Sequence[float]], prior: Sequence[float], drawn: Sequence[Sequence[int]]
+) -> list[list[float]]:
+    """How much likelier each answer is made by its question: log p(answer | question) - log p(answer)."""
+    return [[s - prior[j] for s, j in zip(row, own, strict=True)] for row, own in zip(scores, drawn, strict=True)]
 
 
 def rounded(scores: Sequence[float]) -> list[float]:

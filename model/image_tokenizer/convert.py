@@ -1,7 +1,7 @@
 """The image tokenizer's encoder as ``transformers``' ``ChameleonVQVAE`` names and shapes it.
 
-The names are the same (taming's). Its GroupNorms always have 32 groups; a model with fewer groups g is exported r = 32/g
-times as wide, every inner channel r times over, which computes the same latents: a copy's groups hold what the
+The names are the same (taming's). Its GroupNorms always have 32 groups; a model with fewer groups g is exported
+r = 32/g times as wide, every inner channel r times over, which computes the same latents: a copy's groups hold what the
 original's held, and every product that sums over copies is divided by their number.
 """
 

@@ -49,10 +49,10 @@ def ssim(a_BCHW: Tensor, b_BCHW: Tensor) -> Tensor:
     channels = a_BCHW.shape[1]
     offset = torch.arange(11, dtype=torch.float64) - 5
     line = torch.exp(-(offset**2) / (2 * 1.5**2))
-    window = (line[:, None] * line[None, :] / line.sum() ** 2).expand(channels, 1, 11, 11).to(a_BCHW.device)
+    line = (line / line.sum()).to(a_BCHW.device).expand(channels, 1, 1, 11)
 
     def blur(x: Tensor) -> Tensor:
-        return F.conv2d(x, window, groups=channels)
+        return F.conv2d(F.conv2d(x, line, groups=channels), line.transpose(2, 3), groups=channels)
 
     a, b = a_BCHW.double(), b_BCHW.double()
     mean_a, mean_b = blur(a), blur(b)

@@ -42,6 +42,9 @@ class _Run(Config):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     z_loss: float = Field(default=1e-5, ge=0)
+    image_weight: float = Field(default=1.0, gt=0)
+    """Weight of a picture's labels in the loss, a text's being 1, which is Chameleon's. Captions are a few percent of a
+    pair's tokens; a short training learns to read pictures sooner when they weigh more than that."""
     guard: GuardConfig = GuardConfig()
     checkpoint_every: int = Field(default=1000, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)

@@ -2,8 +2,8 @@
 
 It runs inside an initialised ``torch.distributed`` group and knows nothing of who started it: progress and stop
 requests are callbacks. A step is: fetch the global batch's micro-batches, agree on how many labels count, forward and
-backward each, check that the loss is finite, move the optimizer, write the figures down. The loss is the mean over all
-counted labels of the *global* batch, so it does not depend on how the batch is spread over ranks and micro-batches.
+backward each, check that the loss is finite, move the optimizer, write the figures down. The loss is the (weighted)
+mean over all counted labels of the *global* batch, however that is spread over ranks and micro-batches.
 
 Same world size, same inputs: parameters after step N are the same bits whether or not the run was interrupted.
 """
@@ -11,6 +11,7 @@ Same world size, same inputs: parameters after step N are the same bits whether 
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -75,16 +76,16 @@ class Outcome:
 class TrainingModule(nn.Module):
     """What DeepSpeed wraps: tokens in, the loss and its figures out, all inside one forward, as ZeRO-3 wants it."""
 
-    def __init__(self, transformer: Transformer, z_loss: float) -> None:
+    def __init__(self, transformer: Transformer, z_loss: float, image_weight: float) -> None:
         super().__init__()
-        self.transformer, self.z_loss = transformer, z_loss
+        self.transformer, self.z_loss, self.image_weight = transformer, z_loss, image_weight
         self._output_TD = torch.empty(0)
         transformer.norm.register_forward_pre_hook(self._watch)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The summed loss, and the figures of SUMS (float64) over this micro-batch."""
         hidden_BTD = self.transformer(batch["tokens"], batch["documents"], batch["positions"])
-        loss = self.transformer.loss(hidden_BTD, batch["labels"], self.z_loss)
+        loss = self.transformer.loss(hidden_BTD, batch["labels"], self.z_loss, self.weights(batch))
         with torch.no_grad():
             image_N = batch["image"].flatten()[loss.index_N]
             real_BT = batch["documents"] >= 0
@@ -95,6 +96,10 @@ class TrainingModule(nn.Module):
                 *(self._output_TD[real_BT].double().sum(), real_BT.sum(), torch.zeros(())),
             )
             return loss.total, torch.stack([f.to(torch.float64) for f in figures])
+
+    def weights(self, batch: Batch) -> Tensor | None:
+        """Each label's weight in the loss, (B, T) float32; None where all weigh 1."""
+        return None if self.image_weight == 1 else torch.where(batch["image"], self.image_weight, 1.0)
 
     def _watch(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self._output_TD = torch.linalg.vector_norm(inputs[0].detach(), dim=-1, dtype=torch.float32)
@@ -125,7 +130,7 @@ class _Run:
         deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
         job.model.activation_checkpointing = job.resources.activation_checkpointing
         self.engine, *_ = deepspeed.initialize(
-            model=TrainingModule(job.model, self.config.z_loss),
+            model=TrainingModule(job.model, self.config.z_loss, self.config.image_weight),
             optimizer=make_optimizer(job.model, self.config.optimizer),
             config=deepspeed_json(
                 job.resources,
@@ -146,7 +151,7 @@ class _Run:
             self.loader.load_state_dict(found.state["loader"])
             self.spikes.load_state_dict(found.state["spikes"])
         self.log = MetricsLog(job.store, self.step) if self.rank == 0 else None
-        self.started, self.tokens = time.monotonic(), 0
+        self.started, self.tokens, self.norm = time.monotonic(), 0, 0.0
         self.last: dict[str, Any] = dict(found.state["last"]) if found else {}
 
     def train(self) -> Outcome:
@@ -180,10 +185,10 @@ class _Run:
         began = time.monotonic()
         rate = self.config.optimizer.learning_rate * factor(self.config.schedule, self.step, self.total)
         set_learning_rate(self.engine.optimizer, rate)
-        counted = torch.tensor(float(sum(int((m["labels"] != IGNORE).sum()) for m in micros)), device=self.device)
-        dist.all_reduce(counted)
+        weight = torch.tensor(sum(self._weight(m) for m in micros), dtype=torch.float64, device=self.device)
+        dist.all_reduce(weight)
         # DeepSpeed divides by the micro-batches and averages over the ranks; we want the mean over counted labels.
-        scale = self.loader.accumulation * self.world / max(1.0, float(counted))
+        scale = self.loader.accumulation * self.world / max(1.0, float(weight))
         sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)
         for number, micro in enumerate(micros):
             if self.job.model.config.dropout:
@@ -203,19 +208,27 @@ class _Run:
         self._write(by, norm, rate, time.monotonic() - began)
         return bool(by["stop"])
 
+    def _weight(self, micro: Batch) -> float:
+        """The summed weight of a micro-batch's counted labels."""
+        counted = micro["labels"] != IGNORE
+        images = int((counted & micro["image"]).sum())
+        return int(counted.sum()) - images + images * self.config.image_weight
+
     def _check(self, sums: Tensor, micros: list[Batch]) -> None:
         """Stops before the optimizer moves. ZeRO skips a step with non-finite gradients; stage 0 would take it."""
         if not bool(sums.isfinite().all()):
             raise self._not_finite("the loss is not finite", micros)
         if self.job.resources.zero_stage == 0 and not self.bf16:
             gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
-            if not bool(torch.nn.utils.get_total_norm(gradients).isfinite()):  # the same on all ranks: already reduced
+            self.norm = float(torch.nn.utils.get_total_norm(gradients))  # the same on all ranks: already reduced
+            if not math.isfinite(self.norm):
                 raise self._not_finite("the gradients are not finite", micros)
 
     def _gradient_norm(self, micros: list[Batch]) -> float:
-        norm = self.engine.get_global_grad_norm()
-        norm = float(norm) if norm is not None else float("nan")
-        if self.engine.skipped_steps or norm in (float("inf"), float("-inf"), -1.0):
+        """The norm before clipping; DeepSpeed says -1 or infinity where it skipped a step."""
+        found = self.engine.get_global_grad_norm()
+        norm = self.norm if found is None else float(found)
+        if self.engine.skipped_steps or not math.isfinite(norm) or norm < 0:
             raise self._not_finite("the gradients are not finite", micros)
         return norm
 

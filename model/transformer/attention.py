@@ -34,8 +34,13 @@ def rotate(x_BTHC: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     return torch.addcmul(x_BTHC * cos, swapped, sin).to(x_BTHC.dtype)
 
 
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A bool mask as what is added to the scores: 0 or the lowest number, so that it is made once for all layers."""
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
+
+
 def attend(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention, (B, H, T, C); ``mask`` is bool (B, 1, T, S), or None for causal attention with T = S.
+    """Attention, (B, H, T, C); ``mask`` is bool or additive (B, 1, T, S), or None for causal attention with T = S.
 
     The one interface to all backends; they agree within the dtype's rounding, which a test holds. torch's own attention
     serves everything but bfloat16 on CPUs, where plain matrix products are three to four times faster.
@@ -53,10 +58,13 @@ def attend_by_products(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, mask: Ten
     s, groups = k_BKSC.shape[2], h // k_BKSC.shape[1]
     if mask is None:
         mask = torch.ones(t, s, dtype=torch.bool, device=q_BHTC.device).tril()[None, None]
-    k_BHSC, v_BHSC = k_BKSC.repeat_interleave(groups, 1), v_BKSC.repeat_interleave(groups, 1)
-    scores_BHTS = (q_BHTC * c**-0.5) @ k_BHSC.transpose(2, 3)
-    weights_BHTS: Tensor = scores_BHTS.masked_fill(~mask, torch.finfo(scores_BHTS.dtype).min).softmax(-1)
-    return weights_BHTS @ v_BHSC
+    if mask.dtype == torch.bool:
+        mask = additive(mask, q_BHTC.dtype)
+    if groups > 1:
+        k_BKSC, v_BKSC = k_BKSC.repeat_interleave(groups, 1), v_BKSC.repeat_interleave(groups, 1)
+    scores_BHTS = ((q_BHTC * c**-0.5) @ k_BKSC.transpose(2, 3)).add_(mask)
+    weights_BHTS: Tensor = scores_BHTS.softmax(-1)
+    return weights_BHTS @ v_BKSC
 
 
 class HeadNorm(nn.Module):
@@ -167,7 +175,7 @@ class Attention(nn.Module):
     def forward(
         self, x_BTD: Tensor, table: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None = None
     ) -> Tensor:
-        """Attends; ``mask`` is bool (B, 1, T, S), or None for plain causal attention over the T positions."""
+        """Attends; ``mask`` as for :func:`attend`."""
         b, t, d = x_BTD.shape
         qkv = self.qkv(x_BTD).view(b, t, -1, self.head_dim)
         q_BTHC, k_BTKC, v_BTKC = torch.split(qkv, [self.heads, self.kv_heads, self.kv_heads], 2)

@@ -24,7 +24,7 @@ class TokenLoss(NamedTuple):
     """The loss of a forward. Only ``total`` carries a gradient; the rest is for accounts, float32, detached."""
 
     total: Tensor
-    """Sum over counted positions of nll + λ·(log Z)²; a scalar, 0 where none counts."""
+    """Sum over counted positions of weight · (nll + λ·(log Z)²); a scalar, 0 where none counts."""
     nll_N: Tensor
     """Negative log-likelihood of each counted label, nats."""
     log_z_N: Tensor
@@ -32,17 +32,25 @@ class TokenLoss(NamedTuple):
     """The counted positions, int64 into the flattened (B·T)."""
 
 
-def token_loss(hidden_BTD: Tensor, weight_VD: Tensor, labels_BT: Tensor, z_loss: float = 0.0) -> TokenLoss:
+def token_loss(
+    hidden_BTD: Tensor,
+    weight_VD: Tensor,
+    labels_BT: Tensor,
+    z_loss: float = 0.0,
+    weights_BT: Tensor | None = None,
+) -> TokenLoss:
     """Loss of ``labels`` under the logits ``hidden @ weight.T``; positions labelled IGNORE cost and count nothing.
 
-    Logits are float32 sums of products in the inputs' dtype; the gradients return in the inputs' dtype.
+    ``weights_BT`` (float32) weighs positions; None: all alike. Logits are float32 sums of products in the inputs'
+    dtype; the gradients return in the inputs' dtype.
     """
     labels = labels_BT.flatten()
     index_N = (labels != IGNORE).nonzero().squeeze(1)
     hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, index_N)
     wanted = torch.is_grad_enabled() and (hidden_ND.requires_grad or weight_VD.requires_grad)
+    weights_N = None if weights_BT is None else weights_BT.flatten()[index_N]
     total, nll, log_z = _ChunkedLoss.apply(  # type: ignore[no-untyped-call]
-        hidden_ND, weight_VD, labels[index_N], z_loss, wanted
+        hidden_ND, weight_VD, labels[index_N], weights_N, z_loss, wanted
     )
     return TokenLoss(total, nll, log_z, index_N)
 
@@ -55,7 +63,13 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, labels_N: Tensor, z_loss: float, wanted: bool
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        labels_N: Tensor,
+        weights_N: Tensor | None,
+        z_loss: float,
+        wanted: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         n, v = len(labels_N), len(weight_VD)
         rows = max(16, CHUNK_ELEMENTS.get(hidden_ND.device.type, 1 << 19) // v)
@@ -76,10 +90,10 @@ class _ChunkedLoss(torch.autograd.Function):
             log_z_N[chunk] = log_z_R1.squeeze(1)
             if d_hidden is None or d_weight is None:
                 continue
-            # d/dz of nll + λ·log²Z is softmax·(1 + 2λ·log Z) - onehot(y).
-            d_z_RV = e_RV.mul_((1 + 2 * z_loss * log_z_R1) / sum_R1)
-            d_z_RV.scatter_add_(1, y_R1, torch.full_like(z_y_R1, -1.0))
-            d_z_RV = d_z_RV.to(h_RD.dtype)
+            # d/dz of w·(nll + λ·log²Z) is w·(softmax·(1 + 2λ·log Z) - onehot(y)).
+            w_R1 = torch.ones_like(sum_R1) if weights_N is None else weights_N[chunk, None]
+            d_z_RV = e_RV.mul_(w_R1 * (1 + 2 * z_loss * log_z_R1) / sum_R1)
+            d_z_RV = d_z_RV.scatter_add_(1, y_R1, -w_R1).to(h_RD.dtype)
             torch.mm(d_z_RV, weight_VD, out=d_hidden[chunk])
             if d_weight.dtype == d_z_RV.dtype:
                 d_weight.addmm_(d_z_RV.T, h_RD)
@@ -88,9 +102,10 @@ class _ChunkedLoss(torch.autograd.Function):
         ctx.mark_non_differentiable(nll_N, log_z_N)
         if d_hidden is not None and d_weight is not None:
             ctx.save_for_backward(d_hidden, d_weight.to(weight_VD.dtype))
-        return nll_N.sum() + z_loss * log_z_N.square().sum(), nll_N, log_z_N
+        loss_N = nll_N + z_loss * log_z_N.square()
+        return (loss_N if weights_N is None else loss_N * weights_N).sum(), nll_N, log_z_N
 
     @staticmethod
-    def backward(ctx: Any, d_total: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, d_total: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
         d_hidden, d_weight = ctx.saved_tensors
-        return d_hidden * d_total.to(d_hidden.dtype), d_weight * d_total.to(d_weight.dtype), None, None, None
+        return d_hidden * d_total.to(d_hidden.dtype), d_weight * d_total.to(d_weight.dtype), None, None, None, None

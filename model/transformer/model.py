@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from model.transformer.attention import KVCache, document_mask, rotary_table
+from model.transformer.attention import KVCache, additive, document_mask, rotary_table
 from model.transformer.config import TransformerConfig
 from model.transformer.layers import Layer
 from model.transformer.loss import TokenLoss, token_loss
@@ -24,11 +24,17 @@ class Head(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(vocabulary_size, dim))
 
-    def forward(self, hidden_BTD: Tensor, labels_BT: Tensor | None = None, z_loss: float = 0.0) -> Tensor | TokenLoss:
+    def forward(
+        self,
+        hidden_BTD: Tensor,
+        labels_BT: Tensor | None = None,
+        z_loss: float = 0.0,
+        weights_BT: Tensor | None = None,
+    ) -> Tensor | TokenLoss:
         """Logits (…, V); with labels their loss instead, without ever holding the logits."""
         if labels_BT is None:
             return nn.functional.linear(hidden_BTD, self.weight)
-        return token_loss(hidden_BTD, self.weight, labels_BT, z_loss)
+        return token_loss(hidden_BTD, self.weight, labels_BT, z_loss, weights_BT)
 
 
 class Transformer(nn.Module):
@@ -72,6 +78,8 @@ class Transformer(nn.Module):
         else:
             mask = None if documents_BT is None else document_mask(documents_BT)
         x_BTD = self.embedding(tokens_BT)
+        if mask is not None:
+            mask = additive(mask, x_BTD.dtype)
         for layer in self.layers:
             if self.activation_checkpointing and torch.is_grad_enabled():
                 x_BTD = checkpoint(layer, x_BTD, table, mask, use_reentrant=False)
@@ -97,9 +105,11 @@ class Transformer(nn.Module):
         out: Tensor = self.lm_head(hidden_BTD)
         return out
 
-    def loss(self, hidden_BTD: Tensor, labels_BT: Tensor, z_loss: float = 0.0) -> TokenLoss:
+    def loss(
+        self, hidden_BTD: Tensor, labels_BT: Tensor, z_loss: float = 0.0, weights_BT: Tensor | None = None
+    ) -> TokenLoss:
         """Cross-entropy and z-loss of already shifted labels; see :func:`token_loss`."""
-        out: TokenLoss = self.lm_head(hidden_BTD, labels_BT, z_loss)
+        out: TokenLoss = self.lm_head(hidden_BTD, labels_BT, z_loss, weights_BT)
         return out
 
     @torch.no_grad()

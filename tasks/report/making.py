@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from infra.store.tables import read_table
 from tasks.report import figures
 from tasks.report.figures import Bands, Line
 from tasks.report.html import png_uri
-from tasks.report.read import Run
+from tasks.report.read import Run, in_order
 from tasks.steps import BY_NAME
 
 CODES_READ = 20_000_000
@@ -25,9 +26,8 @@ CODES_READ = 20_000_000
 def ledger(run: Run) -> list[dict[str, Any]]:
     """A line a step and source: in = out + filtered + duplicate + quarantined + removed."""
     lines = []
-    order = {s.name: i for i, s in enumerate(run.recipe.sources)}
     for step, manifest in run.manifests.items():
-        for source, rows in sorted(manifest.rows.items(), key=lambda found: order.get(found[0], len(order))):
+        for source, rows in in_order(run, manifest.rows).items():
             if rows == Rows():
                 continue
             gone = {k: getattr(rows, k) for k in ("filtered", "duplicate", "quarantined", "removed")}
@@ -89,7 +89,7 @@ def code_counts(run: Run) -> list[int]:
 def text_tokenizer(run: Run) -> dict[str, Any]:
     """Pieces, and how many bytes each token covers, by source."""
     facts = run.facts("text-tokenizer")
-    fertility = facts.get("held_out", {})
+    fertility = in_order(run, facts.get("held_out", {}))
     return {
         "pieces": facts.get("pieces"),
         "examples": facts.get("examples", []),
@@ -125,7 +125,7 @@ def mixture(run: Run) -> dict[str, Any]:
 
 
 def _bar(run: Run, store: PackedStore) -> dict[str, Any]:
-    by_source = {source: sum(by.values()) for source, by in store.tokens.items()}
+    by_source = {source: sum(by.values()) for source, by in in_order(run, store.tokens).items()}
     total = max(1, sum(by_source.values()))
     modality = {m: sum(by.get(m, 0) for by in store.tokens.values()) for m in ("text", "image", "control")}
     paint = colours(run)
@@ -192,7 +192,7 @@ def _held_out_panels(run: Run, lines: Sequence[Mapping[str, Any]], bands: Bands)
 
 
 def _line(lines: Sequence[Mapping[str, Any]], key: str, label: str, colour: str) -> Line:
-    points = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
+    points = [(line["step"], line[key]) for line in lines if math.isfinite(line.get(key, math.nan))]
     return Line(label, [x for x, _ in points], [y for _, y in points], colour, noisy=True)
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from PIL import Image
 
@@ -19,6 +19,7 @@ from tasks.sheets import cut
 from tasks.steps import STEPS
 
 METRICS = "metrics.jsonl"
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +79,9 @@ class Run:
 
     def tiles(self, found: dict[str, Any]) -> list[list[Image.Image]]:
         """A measurement's pictures, by row."""
-        data = self.file("evaluate", f"{PARTS}/{found['part']}.tiles.png")
-        return cut(data, found["tile"]) if data is not None else []
+        if found["sheet"] is None:
+            return []
+        return cut(self.context.store("evaluate").get(f"{PARTS}/{found['sheet']}"), found["tile"])
 
     @cached_property
     def jobs(self) -> list[Job]:
@@ -96,3 +98,9 @@ class Run:
             if (data := workdir.get_or_none(f"{job}/record.json")) is not None:
                 record = json.loads(data)
                 yield Job(step, record["started"], record["seconds"], record["state"])
+
+
+def in_order(run: Run, by_source: Mapping[str, Value]) -> dict[str, Value]:
+    """The same by source, in the recipe's order; other keys follow as they came."""
+    order = {s.name: i for i, s in enumerate(run.recipe.sources)}
+    return dict(sorted(by_source.items(), key=lambda item: order.get(item[0], len(order))))

@@ -8,7 +8,7 @@ from typing import Any
 
 from tasks.report import figures
 from tasks.report.html import uri
-from tasks.report.read import Run
+from tasks.report.read import Run, in_order
 
 WAYS = (
     ("pretrain", "document", "pre-trained"),
@@ -17,8 +17,9 @@ WAYS = (
 )
 QUESTIONS = (
     ("name", "The right name for a picture", "log p(name | picture)"),
+    ("name_prior", "… and without the prior of names", "log p(name | picture) − log p(name)"),
     ("picture", "The right picture for a name", "log p(picture | name)"),
-    ("picture_prior", "… without the prior", "log p(picture | name) − log p(picture)"),
+    ("picture_prior", "… and without the prior of pictures", "log p(picture | name) − log p(picture)"),
 )
 SHOWN_EXAMPLES = 4
 """Choices shown in full, of either kind."""
@@ -140,7 +141,7 @@ def losses(run: Run) -> list[dict[str, Any]]:
             "pretrain": loss["loss"],
             "finetune": after["losses"][source][modality]["loss"],
         }
-        for source, by in before["losses"].items()
+        for source, by in in_order(run, before["losses"]).items()
         for modality, loss in by.items()
     ]
 
@@ -150,15 +151,18 @@ def cards(run: Run) -> list[dict[str, str]]:
     found: list[dict[str, str]] = []
 
     def choice(key: str, label: str) -> None:
-        trained, held = (_best(run, key, split) for split in (False, True))
+        trained = _best(run, key, False)
         if trained is not None:
-            note = f"of {trained['asked']}, {trained['chance']:.0%} by chance"
+            lifted, held = _best(run, f"{key}_prior", False), _best(run, f"{key}_prior", True)
+            note = f"{trained['chance']:.0%} by chance"
+            if lifted is not None:
+                note = f"{lifted['share']:.0%} without the prior, {note}"
             if held is not None:
                 note += f"; held-out {held['share']:.0%}"
             found.append({"value": f"{trained['share']:.0%}", "label": label, "note": note})
 
     choice("name", "right name for a picture")
-    choice("picture_prior", "right picture for a name")
+    choice("picture", "right picture for a name")
     drawn = run.measured("drawings", held_out=False)
     if drawn is not None and drawn["drawings"]:
         note = f"nearest, of {drawn['candidates']:,} pictures, to the one asked for"
@@ -183,8 +187,8 @@ def softmax(scores: Sequence[float]) -> list[float]:
 
 
 def _best(run: Run, key: str, split: bool) -> dict[str, Any] | None:
-    """A question's result as the pre-trained model meets it in its documents: the form it was trained in longest."""
-    results = run.measured("choices", weights="pretrain", form="document", held_out=split)
+    """A question's result for the finished weights, asked as a document: the form that they were trained in longest."""
+    results = run.measured("choices", weights="finetune", form="document", held_out=split)
     found: dict[str, Any] | None = results[key] if results is not None and results["asked"] else None
     return found
 

@@ -40,7 +40,7 @@ def contents(context: StepContext) -> dict[str, Any]:
         ("mixture", making.mixture),
         ("pretrain", lambda r: making.training(r, "pretrain")),
         ("finetune", lambda r: making.training(r, "finetune")),
-        ("export", _export),
+        ("export", lambda r: r.facts("export")),
         ("times", making.times),
         ("steps", making.steps),
     ]
@@ -87,9 +87,3 @@ def _lede(run: Run) -> str:
         f"An early-fusion model of text and pictures, made in one run from {listed}: both tokenizers, "
         "the mixture, pre-training and alignment."
     )
-
-
-def _export(run: Run) -> dict[str, Any]:
-    facts = run.facts("export")
-    shown = {k: v for k, v in sorted(facts.items()) if k != "max_abs_diff" and isinstance(v, int | float | str)}
-    return {"max_abs_diff": facts.get("max_abs_diff"), "facts": shown}

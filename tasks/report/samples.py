@@ -6,9 +6,13 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
+import pyarrow.compute as pc
 from PIL import Image
 
 from infra.errors import CalummaError
+from infra.store.commit import PARTS
+from infra.store.samples import SAMPLES
+from infra.store.tables import read_table
 from tasks.encode.decode import ImageError, open_image
 from tasks.report.html import uri
 from tasks.report.read import Run
@@ -18,6 +22,8 @@ from tasks.sources.base import RawSample, Segment, WorkItem
 LOOKED_AT = 400
 """Samples of a work item that the shown ones are spread over."""
 SHOWN = {"pairs": 12, "text": 2, "interleaved": 2, "messages": 6}
+PARTS_READ = 64
+"""Parts in which a conversation of every category is looked for."""
 TEXT_CHARACTERS = 700
 THUMBNAIL = 192
 """Longest side of a picture, pixels."""
@@ -36,7 +42,8 @@ def source_samples(run: Run) -> list[dict[str, Any]]:
         entry |= {"rows": run.manifests["select"].rows.get(config.name), **facts.get(config.name, {})}
         own = [item for item in items if item.source == config.name]
         try:
-            entry["samples"] = [_show(run, s) for s in _spread(run, own, SHOWN[config.kind])]
+            choose = _one_a_category if config.kind == "messages" else _spread
+            entry["samples"] = [_show(run, s) for s in choose(run, own, SHOWN[config.kind])]
         except (CalummaError, OSError) as e:
             entry["missing"] = str(e)
         found.append(entry)
@@ -45,27 +52,25 @@ def source_samples(run: Run) -> list[dict[str, Any]]:
 
 def _spread(run: Run, items: list[WorkItem], count: int) -> Iterator[RawSample]:
     """``count`` samples at equal distances over the beginning of the source's middle work item."""
-    if not items:
-        return
     item = items[len(items) // 2]
     looked_at = [raw for raw, _ in itertools.islice(selected(run.context, item), LOOKED_AT)]
-    if run.recipe.source(item.source).kind == "messages":
-        yield from _by_category(looked_at, items, run, count)
-        return
     step = max(1, len(looked_at) // count)
     yield from looked_at[step // 2 :: step][:count]
 
 
-def _by_category(looked_at: list[RawSample], items: list[WorkItem], run: Run, count: int) -> Iterator[RawSample]:
-    """One conversation of each category, so far as some work items have them."""
-    seen: set[str] = set()
-    others = (raw for item in items[:8] for raw, _ in itertools.islice(selected(run.context, item), LOOKED_AT))
-    for raw in itertools.chain(looked_at, others):
-        if raw.category not in seen:
-            seen.add(raw.category)
-            yield raw
-        if len(seen) == count:
-            return
+def _one_a_category(run: Run, items: list[WorkItem], count: int) -> Iterator[RawSample]:
+    """A conversation of each category, found in the sample store and then read again from its source."""
+    store = run.context.store("encode")
+    wanted: dict[str, tuple[WorkItem, bytes]] = {}
+    for item in items[:PARTS_READ]:
+        name = f"{PARTS}/{item.part}.parquet"
+        table = read_table(store.get(name), SAMPLES, store.url(name), ["sample_id", "category"])
+        # The middle one of a part, because the first of a kind is often a special case.
+        for category in dict.fromkeys(table["category"].to_pylist()):
+            ids = table.filter(pc.equal(table["category"], category))["sample_id"].to_pylist()
+            wanted.setdefault(category, (item, ids[len(ids) // 2]))
+    for item, sample_id in list(wanted.values())[:count]:
+        yield from (raw for raw, row in selected(run.context, item) if row.sample_id == sample_id)
 
 
 def _show(run: Run, raw: RawSample) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def test_control_words_in_a_prompt_stay_text(toy: Toy) -> None:
 
 def test_prompt_pictures_are_padded_not_cropped(toy: Toy, tmp_path: Path) -> None:
     Image.new("RGB", (40, 10), "black").save(tmp_path / "wide.png")
-    picture = prompt_picture(tmp_path / "wide.png", toy[1])
+    picture = prompt_picture(tmp_path / "wide.png", toy[1], 16)
     assert picture.size == (16, 16)
     assert picture.getpixel((0, 0)) == (255, 255, 255)
     assert picture.getpixel((0, 8)) == (0, 0, 0)
@@ -75,6 +75,15 @@ def test_an_unfinished_run_says_what_to_run(toy: Toy, tmp_path: Path) -> None:
     shutil.copytree(toy[0], copy, ignore=shutil.ignore_patterns("finetune"))
     with pytest.raises(StepFailed, match="step finetune is not finished.*calumma run"):
         generate_in(copy, "x")
+
+
+def test_a_model_of_an_older_recipe_is_used_and_named(
+    toy: Toy, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    changed = toy[1].model_copy(update={"seed": 5})
+    (answer,) = generate_in(toy[0], "Draw: red circle", modality="image", out=tmp_path, recipe=changed)
+    assert answer.picture is not None
+    assert "using the newest fine-tuned model, finetune/" in caplog.text
 
 
 def test_works_without_the_sources(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

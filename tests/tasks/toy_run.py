@@ -140,6 +140,9 @@ RECIPE: dict[str, Any] = {
 }
 
 
+EXPORTED = {"max_abs_diff": 3.1e-6, "equal_codes": 1.0, "generated": {"prompt": "A red", "text": " circle"}}
+
+
 def make(workdir: Path, until: str = "report") -> Recipe:
     """Makes the run's steps up to and with ``until``."""
     recipe = parse_recipe({**RECIPE, "folder": str(workdir)})
@@ -156,7 +159,7 @@ def make(workdir: Path, until: str = "report") -> Recipe:
         "pretrain": _pretrain,
         "finetune": _finetune,
         "evaluate": lambda c: importlib.import_module("tasks.evaluate").run(c, workers=0),
-        "export": lambda c: c.finish(facts={"max_abs_diff": 3.1e-6, "generated_text": "red circle"}),
+        "export": lambda c: c.finish(facts=EXPORTED),
         "report": lambda c: importlib.import_module("tasks.report.run").run(c),
     }
     for number, step in enumerate(NAMES[: NAMES.index(until) + 1]):

@@ -78,9 +78,9 @@ def test_every_zero_stage_and_precision_agrees(
     resources = {"zero_stage": stage, "precision": precision, "activation_checkpointing": stage == 2}
     ended = ranks(store=store, model={"dropout": 0.0}, resources=resources)[0]
     assert ended.facts["precision"] == precision
-    assert all(w.dtype == np.float32 for w in ended.weights.values())
+    assert {w.dtype.name for w in ended.weights.values()} == {"float32"}
     lines = read_metrics(Storage(store))
-    assert [line["loss"] for line in lines] == pytest.approx(stage_one, abs=1e-3 if precision == "fp32" else 0.05)
+    assert [line["loss"] for line in lines] == pytest.approx(stage_one, abs=1e-3 if precision == "fp32" else 0.15)
     assert all(np.isfinite(line["grad_norm"]) and line["grad_norm"] > 0 for line in lines)
     assert list_checkpoints(Storage(store))[0].step == 8
 

@@ -9,11 +9,13 @@ from model.transformer import loss as module
 from model.transformer.loss import IGNORE, token_loss
 
 
-def plain(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, z: float) -> torch.Tensor:
+def plain(
+    hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, z: float, weights: torch.Tensor | None
+) -> torch.Tensor:
     logits = (hidden @ weight.T).flatten(0, 1)
-    nll = torch.nn.functional.cross_entropy(logits, labels.flatten(), ignore_index=IGNORE, reduction="sum")
-    counted = logits[labels.flatten() != IGNORE]
-    return nll + z * counted.logsumexp(-1).square().sum()
+    nll = torch.nn.functional.cross_entropy(logits, labels.flatten(), ignore_index=IGNORE, reduction="none")
+    loss = (nll + z * logits.logsumexp(-1).square())[labels.flatten() != IGNORE]
+    return loss.sum() if weights is None else (loss * weights.flatten()[labels.flatten() != IGNORE]).sum()
 
 
 @settings(deadline=None, max_examples=40)
@@ -24,17 +26,21 @@ def plain(hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor, z: f
     z=st.sampled_from([0.0, 1e-5, 0.1]),
     chunk=st.integers(1, 1000),
     seed=st.integers(0, 99),
+    weighted=st.booleans(),
 )
-def test_equals_plain_cross_entropy_and_its_gradients(b: int, t: int, v: int, z: float, chunk: int, seed: int) -> None:
+def test_equals_plain_cross_entropy_and_its_gradients(
+    b: int, t: int, v: int, z: float, chunk: int, seed: int, weighted: bool
+) -> None:
     g = torch.Generator().manual_seed(seed)
     hidden = torch.randn(b, t, 8, generator=g, dtype=torch.float32, requires_grad=True)
     weight = torch.randn(v, 8, generator=g, dtype=torch.float32, requires_grad=True)
     labels = torch.randint(0, v, (b, t), generator=g)
     labels[torch.rand(b, t, generator=g) < 0.3] = IGNORE
+    weights = torch.rand(b, t, generator=g) if weighted else None
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(module.CHUNK_ELEMENTS, "cpu", chunk)
-        have = token_loss(hidden, weight, labels, z)
-    want = plain(hidden, weight, labels, z)
+        have = token_loss(hidden, weight, labels, z, weights)
+    want = plain(hidden, weight, labels, z, weights)
     assert have.total.item() == pytest.approx(want.item(), rel=1e-4, abs=1e-4)
     mine = torch.autograd.grad(have.total * 0.5, (hidden, weight))
     theirs = torch.autograd.grad(want * 0.5, (hidden, weight))

@@ -16,7 +16,7 @@ def test_softmax_of_very_small_probabilities() -> None:
 def test_answers_in_full_come_likeliest_first(toy_context: StepContext) -> None:
     found = choices(Run(toy_context))
     assert found is not None
-    assert len(found["panels"]) == 3
+    assert len(found["panels"]) == 4
     for example in found["examples"]:
         p = [a["p"] for a in example["answers"]]
         assert p == sorted(p, reverse=True)

@@ -79,8 +79,8 @@ def test_it_says_what_was_measured(toy: tuple[Path, Recipe], html: str) -> None:
     assert f"{drawn['nearest']} of {drawn['asked']} nearest to what was asked for" in text
     choice = next(r for r in results if r["kind"] == "choices" and not r["held_out"])
     assert f"{choice['name']['share']:.1%}" in text
-    assert "2.5e-06" not in text
-    assert "3.1e-06" in text  # the export's difference, from its manifest
+    assert "3.1e-06 in fp32" in text  # the export's difference, from its manifest
+    assert "A red circle" in text
     assert "1 bad-json" in text
     assert "1 not-an-image" in text
     assert "closed" in text

@@ -1,0 +1,68 @@
+"""What of launching needs no Ray; workers on a real Ray are in tests/integration/test_launch.py."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from infra.errors import CalummaError, StoreError
+from infra.storage import Storage
+from tasks.context import StepContext
+from tasks.recipe import load_recipe
+from tasks.train.launch import StopRequest, _last_line, _repeating, _stop_on_sigterm, stop_file
+
+
+class GroupError(Exception):
+    """Has what Ray Train's error of a worker group has."""
+
+    def __init__(self, **failures: Exception) -> None:
+        super().__init__("Training failed due to worker errors:\n  a stack trace\n")
+        self.worker_failures = {int(rank[1:]): error for rank, error in failures.items()}
+
+
+def test_a_stop_request_is_found_travels_and_looks_seldom(tmp_path: Path) -> None:
+    asked = pickle.loads(pickle.dumps(StopRequest(str(tmp_path), "job", interval_s=0.05)))
+    assert not asked()
+    Storage(tmp_path).put(stop_file("job"), b"")
+    assert not asked()  # it looked a moment ago
+    time.sleep(0.06)
+    assert asked()
+    assert asked()
+    assert not StopRequest(str(tmp_path), "another")()
+
+
+def test_errors_that_would_repeat_are_told_from_deaths() -> None:
+    mine, fault, death = StoreError("a checkpoint of another plan"), TypeError("a fault"), RuntimeError("peer closed")
+    assert _repeating(GroupError(r0=death, r1=death)) is None
+    assert _repeating(GroupError(r0=death, r1=fault)) is fault
+    assert _repeating(GroupError(r0=fault, r1=mine)) is mine
+    assert _repeating(CalummaError("not of a group")) is None
+
+
+def test_the_last_line_says_what_failed() -> None:
+    assert _last_line(GroupError(r1=RuntimeError("peer closed\nmore"))) == "worker 1: RuntimeError: peer closed"
+    assert _last_line(ValueError("first\nlast\n")) == "last"
+
+
+def test_sigterm_becomes_a_stop_request_once_and_then_is_as_before(tmp_path: Path) -> None:
+    context = StepContext(load_recipe("emoji"), str(tmp_path), "pretrain", "job")
+    before = signal.getsignal(signal.SIGTERM)
+    with _stop_on_sigterm(context):
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert (tmp_path / stop_file("job")).exists()
+        assert signal.getsignal(signal.SIGTERM) == before  # a second one ends the process
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_without_sigterm_nothing_is_left(tmp_path: Path) -> None:
+    context = StepContext(load_recipe("emoji"), str(tmp_path), "pretrain", "job")
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(ZeroDivisionError), _stop_on_sigterm(context):
+        raise ZeroDivisionError
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert not (tmp_path / stop_file("job")).exists()
