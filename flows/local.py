@@ -1,22 +1,29 @@
-"""A run on this machine: the work folder's lock, Prefect's embedded API over that folder, and the run's last words."""
+"""A run on this machine: the work folder's lock, a Prefect server over that folder, and the run's last words."""
 
 from __future__ import annotations
 
 import fcntl
 import os
 import signal
-import socket
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
 
 from infra.errors import ResourceError
-from infra.ray_local import recorded
+from infra.prefect_local import (
+    end_prefect,
+    prefect_environment,
+    recorded_prefect,
+    server_command,
+    start_prefect,
+    wait_for_prefect,
+)
+from infra.processes import is_free
+from infra.ray_local import recorded_ray
 from infra.storage import Storage
 from infra.store.commit import load_step
 from tasks.fingerprint import fingerprints, folder_of
@@ -45,9 +52,10 @@ def run_locally(
         except OSError as e:
             raise ResourceError(f"{root}: the work folder cannot be made ({e.strerror}); choose another") from e
         store.need(256 << 20, "a run")
-        with locked(root), _terminated_as_interrupt():
-            _prefect_environment(root)
-            console.print(f"Recipe [bold]{recipe.name}[/] into {root} (stop with Ctrl-C; run again to go on)")
+        console.print(f"Recipe [bold]{recipe.name}[/] into {root} (stop with Ctrl-C; run again to go on)")
+        with locked(root), _terminated_as_interrupt(), prefect_api(root) as ui:
+            if ui is not None:
+                console.print(f"Prefect UI while it runs: {ui}")
             from flows.pipeline import pipeline
 
             pipeline(recipe, str(root), first=first, only=only)
@@ -107,39 +115,56 @@ def _terminated_as_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _prefect_environment(root: Path) -> None:
-    """Prefect over this folder's own database, unless the user points it at a server. Before Prefect is imported."""
-    defaults = {
-        "DO_NOT_TRACK": "1",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        # The UI keeps the log; the terminal shows the steps and, once, the error.
-        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
-        "PREFECT_LOGGING_TO_API_ENABLED": "true",
-        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "60",  # the default of 20 is too short on a busy machine
-    }
-    if "PREFECT_API_URL" not in os.environ:
-        defaults |= {"PREFECT_HOME": str(root / "runs" / "prefect"), "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true"}
-    for key, value in defaults.items():
-        os.environ.setdefault(key, value)
+@contextmanager
+def prefect_api(root: Path) -> Iterator[str | None]:
+    """A Prefect API for the run: the user's, by ``PREFECT_API_URL``, or this folder's own. Before Prefect is imported.
+
+    Yields the address of the UI of the folder's own server.
+    """
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    # The UI keeps the log; the terminal shows the steps and, once, the error.
+    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
+    if "PREFECT_API_URL" in os.environ:
+        yield None
+        return
+    server = start_prefect(root)
+    try:
+        os.environ |= prefect_environment(root) | {"PREFECT_API_URL": f"{server.address}/api"}
+        import flows.pipeline  # noqa: F401 - takes seconds, and so does the server's start
+
+        wait_for_prefect(root, server)
+        yield server.address
+    finally:
+        with suppress(Exception):
+            _deliver()
+        os.environ.pop("PREFECT_API_URL", None)
+        server.process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            server.process.wait(timeout=5)
+        end_prefect(root)
+
+
+def _deliver() -> None:
+    """Lets Prefect's background threads deliver the last events and log lines while there is a server to take them."""
+    from prefect.events.worker import EventsWorker
+    from prefect.logging.handlers import APILogWorker
+
+    for service in (EventsWorker, APILogWorker):
+        service.drain_all(timeout=10, at_exit=True)
 
 
 def serve_ui(workdir: Path, port: int) -> None:
-    """Runs a Prefect server over the folder's runs until it is interrupted."""
+    """Serves the Prefect UI over the folder's runs until it is interrupted; says where it is if a run serves it now."""
     root = workdir.absolute()
     if not (root / "runs").is_dir():
         raise ResourceError(f"{root}: no run was made in this folder; make one: calumma run RECIPE --workdir {root}")
-    with socket.socket() as s:
-        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            s.bind(("127.0.0.1", port))
-        except OSError as e:
-            raise ResourceError(f"port {port} is taken ({e.strerror}); choose another with --port") from e
-    _prefect_environment(root)
-    ray = recorded(root)
-    Console(soft_wrap=True).print(
-        f"Prefect UI: http://127.0.0.1:{port}\n"
-        + (f"Ray dashboard: {ray.address}" if ray else "Ray dashboard: up only while a run is on")
-        + "\nStop with Ctrl-C."
-    )
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
-    subprocess.run(command, check=False, env={**os.environ, "PREFECT_LOGGING_SERVER_LEVEL": "WARNING"})
+    console, ray, running = Console(soft_wrap=True), recorded_ray(root), recorded_prefect(root)
+    dashboard = f"Ray dashboard: {ray.address}" if ray else "Ray dashboard: up only while a run is on"
+    if running is not None:
+        console.print(f"A run is on, and serves the Prefect UI: {running}\n{dashboard}")
+        return
+    if not is_free(port):
+        raise ResourceError(f"port {port} is taken; choose another with --port")
+    console.print(f"Prefect UI: http://127.0.0.1:{port}\n{dashboard}\nStop with Ctrl-C.")
+    env = {**os.environ, **prefect_environment(root)}
+    subprocess.run(server_command(port), check=False, env=env)

@@ -1,18 +1,14 @@
 """A local Ray that one run starts, owns and ends, beside any other Ray on the machine.
 
-``ray stop`` would end every Ray on the host, so it is never used. Instead each process of the cluster inherits a random
-mark in its environment, the mark is recorded in the work folder, and ending the cluster is ending the processes that
-carry it. A run that was killed leaves its record behind; the next run ends what it finds there before it starts.
+``ray stop`` would end every Ray on the host, so it is never used: the cluster's processes carry a mark
+(``infra/processes.py``). A run that was killed leaves its record behind; the next run ends what it finds there.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,8 +21,8 @@ from pathlib import Path
 import psutil
 
 from infra.errors import ResourceError
+from infra.processes import MARK, end_marked, free_ports, is_free, marked, read_record, write_record
 
-MARK = "CALUMMA_RAY"
 RECORD = "runs/ray.json"
 START_DEADLINE_S = 90
 
@@ -44,7 +40,7 @@ class LocalRay:
     def alive(self) -> bool:
         """Whether the dashboard answers and the node's raylet runs."""
         with suppress(OSError), urllib.request.urlopen(f"{self.address}/api/version", timeout=5):
-            return any(_name(p) == "raylet" for p in _marked(self.mark))
+            return any(_name(p) == "raylet" for p in marked(self.mark))
         return False
 
 
@@ -57,13 +53,11 @@ def start_ray(workdir: Path, cpus: int, environment: dict[str, str] | None = Non
     mark = secrets.token_hex(8)
     # Ray's sockets live below this folder and a socket's path may have at most 107 characters.
     folder = Path(tempfile.gettempdir()) / f"calumma-ray-{mark}"
-    gcs, dashboard, agent, client = _free_ports(4)
+    gcs, dashboard, agent, client = free_ports(4)
     # Two clusters on one host must not share worker ports; a block well above the system's usual services.
     workers = _free_block(200)
     cluster = LocalRay(mark, f"http://127.0.0.1:{dashboard}", str(folder))
-    record = workdir / RECORD
-    record.parent.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps(asdict(cluster)) + "\n")
+    write_record(workdir / RECORD, asdict(cluster))
     env = {
         **os.environ,
         **(environment or {}),
@@ -102,45 +96,24 @@ def start_ray(workdir: Path, cpus: int, environment: dict[str, str] | None = Non
 
 def end_ray(workdir: Path) -> int:
     """Ends the cluster recorded in ``workdir``, if any; how many processes that were."""
-    record = workdir / RECORD
-    try:
-        known = LocalRay(**json.loads(record.read_text()))
-    except FileNotFoundError:
+    known = _recorded(workdir)
+    if known is None:
         return 0
-    except (ValueError, TypeError):
-        record.unlink(missing_ok=True)
-        return 0
-    count = 0
-    for _ in range(5):  # a raylet may start a worker while we end the others
-        found = _marked(known.mark)
-        if not found:
-            break
-        for process in found:
-            with suppress(psutil.NoSuchProcess):
-                process.send_signal(signal.SIGKILL)
-                count += 1
-        psutil.wait_procs(found, timeout=5)
+    count = end_marked(known.mark)
     shutil.rmtree(known.folder, ignore_errors=True)
-    record.unlink(missing_ok=True)
+    (workdir / RECORD).unlink(missing_ok=True)
     return count
 
 
-def recorded(workdir: Path) -> LocalRay | None:
+def recorded_ray(workdir: Path) -> LocalRay | None:
     """The cluster that a run of ``workdir`` has up now, if it answers."""
-    try:
-        known = LocalRay(**json.loads((workdir / RECORD).read_text()))
-    except (OSError, ValueError, TypeError):
-        return None
-    return known if known.alive() else None
+    known = _recorded(workdir)
+    return known if known is not None and known.alive() else None
 
 
-def _marked(mark: str) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error, OSError):
-            if process.pid != os.getpid() and process.environ().get(MARK) == mark:
-                found.append(process)
-    return found
+def _recorded(workdir: Path) -> LocalRay | None:
+    record = read_record(workdir / RECORD, {"mark", "address", "folder"})
+    return None if record is None else LocalRay(**record)
 
 
 def _name(process: psutil.Process) -> str:
@@ -149,30 +122,10 @@ def _name(process: psutil.Process) -> str:
     return ""
 
 
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for s in sockets:
-            s.bind(("127.0.0.1", 0))
-        return [int(s.getsockname()[1]) for s in sockets]
-    finally:
-        for s in sockets:
-            s.close()
-
-
 def _free_block(size: int) -> int:
     """The first port of a block whose every port is free now."""
     for _ in range(50):
         first = 20_000 + secrets.randbelow(40) * size
-        if all(_is_free(p) for p in range(first, first + size)):
+        if all(is_free(p) for p in range(first, first + size)):
             return first
     raise ResourceError(f"no block of {size} free ports between 20000 and {20_000 + 40 * size}; close other programs")
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as s:
-        try:
-            s.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True

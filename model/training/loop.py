@@ -124,6 +124,7 @@ class _Run:
 
         # On CPUs DeepSpeed would compile a shared-memory all-reduce at start: half a minute, and no run without g++.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        deepspeed.logger.setLevel("WARNING")  # a hundred lines at every start and checkpoint otherwise
         self.job, self.config, self.loader = job, job.config, job.loader
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.total, self.bf16 = job.loader.steps, use_bf16(job.resources)

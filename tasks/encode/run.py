@@ -6,6 +6,7 @@ with white. So a part's codes depend on the work item alone, and making it twice
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -52,15 +53,25 @@ def pixels_of(sample: RawSample, how: Transform, side: int, max_pixels: int) -> 
 
 
 class BatchEncoder:
-    """Collects pictures and encodes them whenever a batch is full, so that few are held at once."""
+    """Collects pictures and encodes them whenever a batch is full, so that few are held at once.
+
+    A picture equal to an earlier one takes its codes: conversations about one picture follow each other.
+    """
 
     def __init__(self, tokenizer: ImageTokenizer, size: int) -> None:
         self._tokenizer, self._size = tokenizer, size
         self._waiting: list[Pixels] = []
         self._done: list[Codes] = []
+        self._places: dict[bytes, int] = {}
+        self._order: list[int] = []
 
     def add(self, pixels: Pixels) -> None:
         """Takes a picture (side, side, 3) uint8."""
+        digest = hashlib.blake2b(pixels.tobytes(), digest_size=16).digest()
+        known = digest in self._places
+        self._order.append(self._places.setdefault(digest, len(self._places)))
+        if known:
+            return
         self._waiting.append(pixels)
         if len(self._waiting) == self._size:
             self._encode()
@@ -69,7 +80,7 @@ class BatchEncoder:
         """The codes of all pictures in the order they came, each (codes_per_image,) uint16."""
         if self._waiting:
             self._encode()
-        return self._done
+        return [self._done[place] for place in self._order]
 
     def _encode(self) -> None:
         import torch

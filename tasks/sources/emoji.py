@@ -22,7 +22,10 @@ class PairsOptions(Config):
     languages: tuple[str, ...] = tuple(LANGUAGES)
     """Languages of the captions, by the ``emoji`` package's codes; English is always among them."""
     english_every: int = Field(default=2, ge=0)
-    """One caption in this many is the English name; 1: English only; 0: each language once."""
+    """Between two English names stand one fewer than this of the others; 1: English only; 0: each language once."""
+    english_run: int = Field(default=2, ge=1)
+    """English names in a row. A pair's picture and caption change places at every use: with one English name in every
+    two captions, half of the pairs would show theirs always before the picture and the other half always after it."""
 
     @field_validator("languages")
     @classmethod
@@ -47,14 +50,14 @@ class EmojiPairs(EmbeddedSource[Emoji]):
     """
 
     def digest(self) -> str:
-        return digest_of("emoji-pairs 1", *versions())
+        return digest_of("emoji-pairs 2", *versions())
 
     def entries(self) -> Sequence[Emoji]:
         return emoji_table(self._options.skin_tones)
 
     def sample(self, row: int, entry: Emoji) -> RawSample | BadRow:
         others = [entry.names[code] for code in self._options.languages if code != "en" and code in entry.names]
-        captions = with_english(entry.name, others, self._options.english_every)
+        captions = with_english(entry.name, others, self._options.english_every, self._options.english_run)
         return RawSample(entry.file, entry.file, row, captions=captions, images=(entry.image(),), licence=LICENCE)
 
     @property
@@ -81,14 +84,14 @@ class EmojiQuality(EmbeddedSource[Emoji]):
         return RawSample(entry.file, entry.file, row, captions=captions, images=images, licence=LICENCE)
 
 
-def with_english(english: str, others: Sequence[str], every: int) -> tuple[str, ...]:
-    """The captions in order of use: one in ``every`` is English, the first of all; 0: English once, then the others."""
+def with_english(english: str, others: Sequence[str], every: int, run: int = 1) -> tuple[str, ...]:
+    """The captions in order of use: ``run`` times English, ``every - 1`` others, and so on; 0: English, then all."""
     if every == 1 or not others:
         return (english,)
     if every == 0:
         return (english, *others)
     groups = [others[i : i + every - 1] for i in range(0, len(others), every - 1)]
-    return tuple(itertools.chain.from_iterable((english, *group) for group in groups))
+    return tuple(itertools.chain.from_iterable((*[english] * run, *group) for group in groups))
 
 
 @cache

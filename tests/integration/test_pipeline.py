@@ -1,4 +1,4 @@
-"""The pipeline from raw files to the report: what it leaves, that it is not done twice, that killing it loses nothing."""
+"""The pipeline from raw files to the report: what it leaves, that it is done once, that killing it loses nothing."""
 
 from __future__ import annotations
 

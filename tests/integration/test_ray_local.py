@@ -3,23 +3,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import psutil
 import pytest
 
-from infra.ray_local import MARK, RECORD, end_ray, recorded, start_ray
+from infra.processes import marked
+from infra.ray_local import RECORD, end_ray, recorded_ray, start_ray
 
 pytestmark = pytest.mark.integration
-
-
-def marked(mark: str) -> list[int]:
-    found = []
-    for p in psutil.process_iter():
-        try:
-            if p.environ().get(MARK) == mark:
-                found.append(p.pid)
-        except (psutil.Error, OSError):
-            continue
-    return found
 
 
 def test_a_killed_runs_ray_is_ended_by_the_next_and_others_are_left_alone(tmp_path: Path) -> None:
@@ -31,10 +20,10 @@ def test_a_killed_runs_ray_is_ended_by_the_next_and_others_are_left_alone(tmp_pa
         second = start_ray(tmp_path / "run", 1)
         assert marked(first.mark) == []
         assert not Path(first.folder).exists()
-        assert recorded(tmp_path / "run") == second
+        assert recorded_ray(tmp_path / "run") == second
         assert end_ray(tmp_path / "run") > 3
         assert marked(second.mark) == []
-        assert recorded(tmp_path / "run") is None
+        assert recorded_ray(tmp_path / "run") is None
         assert other.alive()
     finally:
         end_ray(tmp_path / "other")

@@ -18,7 +18,12 @@ from tasks.recipe import Recipe, load_recipe
 TOY = [
     *("sources.emoji.limit=60", "sources.quality.limit=40", "sources.library.limit=8", "sources.topics.limit=20"),
     *("sources.stories.limit=20", "sources.instructions.limit=120", "scan.item_samples=24"),
-    *("image_tokenizer.channels=8", "image_tokenizer.norm_groups=4", "image_tokenizer.z_channels=8", "image_tokenizer.embed_dim=8"),
+    *(
+        "image_tokenizer.channels=8",
+        "image_tokenizer.norm_groups=4",
+        "image_tokenizer.z_channels=8",
+        "image_tokenizer.embed_dim=8",
+    ),
     *("image_tokenizer_training.steps=12", "image_tokenizer_training.batch=8"),
     *("image_tokenizer_training.checkpoint_every=6", "image_tokenizer_training.perceptual_weight=0"),
     *("model.dim=32", "model.layers=2", "model.heads=2", "mix.tokens=40000", "mix.held_out_sequences=4"),

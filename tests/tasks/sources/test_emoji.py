@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from infra.errors import SourceError
+from tasks.documents.captions import caption_number, image_first
 from tasks.sources import open_source
-from tasks.sources.base import RawSample, Source
+from tasks.sources.base import RawSample, Source, sample_id
 from tasks.sources.config import SourceConfig
 from tasks.sources.emoji import with_english
 from tasks.sources.emoji_data import LANGUAGES, clean_name, emoji_table, split_at_emoji
@@ -65,11 +66,20 @@ def test_texts_are_split_at_whole_emoji() -> None:
 def test_english_names_come_first_and_as_often_as_asked_for() -> None:
     assert with_english("e", ["a", "b", "c"], 2) == ("e", "a", "e", "b", "e", "c")
     assert with_english("e", ["a", "b", "c"], 3) == ("e", "a", "b", "e", "c")
+    assert with_english("e", ["a", "b", "c"], 2, 2) == ("e", "e", "a", "e", "e", "b", "e", "e", "c")
     assert with_english("e", ["a", "b"], 1) == ("e",)
     assert with_english("e", ["a", "b"], 0) == ("e", "a", "b")
     apple = next(s for s in samples(source("emoji-pairs")) if s.key == "1f34e.png")
     assert apple.captions[0] == "red apple"
-    assert apple.captions.count("red apple") == len(apple.captions) / 2 == len(LANGUAGES) - 1
+    assert apple.captions.count("red apple") == len(apple.captions) * 2 / 3 == 2 * (len(LANGUAGES) - 1)
+
+
+def test_english_names_stand_on_both_sides_of_every_picture() -> None:
+    """Order turns round at every use and captions take turns: neither may fix the other."""
+    for sample in list(samples(source("emoji-pairs")))[:200]:
+        name, n = sample_id("emoji", sample.key), len(sample.captions)
+        uses = [(image_first(name, k, 0), sample.captions[caption_number(name, k, 0, n)]) for k in range(6)]
+        assert {first for first, caption in uses if caption == sample.captions[0]} == {True, False}, sample.key
 
 
 @pytest.mark.parametrize("kind", KINDS)
