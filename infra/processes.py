@@ -38,7 +38,7 @@ def end_marked(mark: str) -> int:
     """Kills the processes that carry a mark; how many that were."""
     count = 0
     for _ in range(5):  # one of them may start another while we end the rest
-        found = marked(mark)
+        found = _with_descendants(marked(mark))
         if not found:
             break
         for process in found:
@@ -47,6 +47,15 @@ def end_marked(mark: str) -> int:
                 count += 1
         psutil.wait_procs(found, timeout=5)
     return count
+
+
+def _with_descendants(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Some helpers overwrite their environment with a title for ``ps``; they are found as somebody's children."""
+    found = set(processes)
+    for process in processes:
+        with suppress(psutil.Error):
+            found |= set(process.children(recursive=True))
+    return sorted(found, key=lambda p: p.pid)
 
 
 def write_record(path: Path, record: dict[str, Any]) -> None:
