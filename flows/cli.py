@@ -52,7 +52,7 @@ def run(
         run_locally(recipe, settings or [], workdir, first, only)
 
 
-@app.command(epilog="Example: calumma plan photos --set mix.tokens=20000000")
+@app.command(epilog="Example: calumma plan emoji --set mix.tokens=20000000")
 def plan(recipe: RecipeName, settings: Settings = None) -> None:
     """Says what would run: samples, tokens, bytes, steps, parameters, FLOPs, hours. Touches nothing."""
     with _plain_errors():

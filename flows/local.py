@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
+import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,6 +15,7 @@ from types import FrameType
 from rich.console import Console
 
 from infra.errors import ResourceError
+from infra.lock import locked
 from infra.prefect_local import (
     end_prefect,
     prefect_environment,
@@ -30,8 +32,6 @@ from tasks.fingerprint import fingerprints, folder_of
 from tasks.recipe import Recipe, load_recipe
 from tasks.steps import chosen_steps
 
-LOCK = "runs/lock"
-
 
 def run_locally(
     recipe_name: str, settings: Sequence[str], workdir: Path | None, first: str | None, only: str | None
@@ -40,6 +40,8 @@ def run_locally(
     console = Console(highlight=False, soft_wrap=True)
     recipe = load_recipe(recipe_name, settings)
     root = (workdir or Path("work") / recipe.name).absolute()
+    if workdir is not None and ":" in workdir.parts[0]:
+        raise ResourceError(f"--workdir {workdir}: work folders are local for now; name a folder on a disk")
     prints = fingerprints(recipe)
     store = Storage(root)
     names = chosen_steps(first, only)
@@ -61,12 +63,12 @@ def run_locally(
             pipeline(recipe, str(root), first=first, only=only)
     report = root / folder_of("report", prints["report"]) / "report.html"
     if only is None and report.is_file():
-        shown = _short(root)
+        shown, command = _short(root), _command()
         console.print(
             f"\nReport: [bold]{_short(report)}[/]\n\nTo try next:\n"
-            f'  calumma generate {shown} "Draw: red apple" --modality image\n'
-            f"  calumma export {shown} --out {root.name}-transformers\n"
-            f"  calumma ui {shown}"
+            f'  {command} generate {shown} "{recipe.evaluation.request.format(name="red apple")}" --modality image\n'
+            f"  {command} export {shown} --out {root.name}-transformers\n"
+            f"  {command} ui {shown}"
         )
 
 
@@ -77,28 +79,13 @@ def _remember(recipe: Recipe, store: Storage) -> None:
         store.put("recipe.yaml", text)
 
 
+def _command() -> str:
+    """How the user calls this program: by name where the shell finds it, else by path."""
+    return "calumma" if shutil.which("calumma") else str(_short(Path(sys.executable).absolute().parent / "calumma"))
+
+
 def _short(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-@contextmanager
-def locked(root: Path) -> Iterator[None]:
-    """One run a work folder. The lock ends with its process, however that ends."""
-    path = root / LOCK
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+", encoding="utf-8") as f:
-        try:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            f.seek(0)
-            raise ResourceError(
-                f"{root}: another run is active in this folder (process {f.read().strip() or 'unknown'}). "
-                "Wait for it, stop it, or choose another folder with --workdir."
-            ) from None
-        f.truncate(0)
-        f.write(f"{os.getpid()}\n")
-        f.flush()
-        yield
 
 
 @contextmanager
@@ -167,4 +154,5 @@ def serve_ui(workdir: Path, port: int) -> None:
         raise ResourceError(f"port {port} is taken; choose another with --port")
     console.print(f"Prefect UI: http://127.0.0.1:{port}\n{dashboard}\nStop with Ctrl-C.")
     env = {**os.environ, **prefect_environment(root)}
-    subprocess.run(server_command(port), check=False, env=env)
+    with suppress(KeyboardInterrupt):
+        subprocess.run(server_command(port), check=False, env=env)

@@ -7,6 +7,8 @@ Ray and back. A step whose manifest exists is not run again.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from prefect import flow, task
@@ -16,6 +18,7 @@ from flows import artifacts
 from flows.display import Display
 from flows.submit import Cluster, run_job
 from infra.errors import StepFailed
+from infra.lock import locked
 from infra.storage import Storage
 from infra.store.commit import load_step
 from infra.store.manifest import StepManifest
@@ -41,12 +44,14 @@ def run_step(step: str, fingerprint: str, cluster: Cluster, reports: list[Callab
     bar = artifacts.ProgressArtifact(step)
 
     def report(state: dict[str, Any]) -> None:
-        bar.update(state)
+        with suppress(Exception):  # a hiccup of the Prefect API must not cost the job
+            bar.update(state)
         for listener in reports:
             listener(state)
 
     manifest = run_job(cluster, step, fingerprint, report)
-    artifacts.publish(step, manifest, Storage(cluster.workdir).sub(folder_of(step, fingerprint)))
+    with suppress(Exception):  # the step is committed, whether it can be shown or not
+        artifacts.publish(step, manifest, Storage(cluster.workdir).sub(folder_of(step, fingerprint)))
 
 
 @flow(name="calumma", flow_run_name="{workdir}", validate_parameters=True)
@@ -63,12 +68,17 @@ def pipeline(
     """
     if isinstance(recipe, str):
         recipe = load_recipe(recipe, settings or [])
+    workdir = str(Path(workdir).absolute())  # jobs run elsewhere than we do
     steps = chosen_steps(first, only)
     prints = fingerprints(recipe)
-    store = Storage(workdir)
-    require_inputs(steps, prints, store)
-    display = Display(steps)
-    cluster = Cluster(recipe, workdir)
+    require_inputs(steps, prints, Storage(workdir))
+    with locked(Path(workdir)):
+        _run_steps(recipe, workdir, steps, prints)
+    return {step: prints[step] for step in steps}
+
+
+def _run_steps(recipe: Recipe, workdir: str, steps: Sequence[str], prints: dict[str, str]) -> None:
+    store, display, cluster = Storage(workdir), Display(steps), Cluster(recipe, workdir)
     try:
         for step in steps:
             folder = store.sub(folder_of(step, prints[step]))
@@ -84,4 +94,3 @@ def pipeline(
     finally:
         display.stop()
         cluster.close()
-    return {step: prints[step] for step in steps}

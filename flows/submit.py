@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,6 @@ from tasks.recipe import Recipe
 POLL_S = 0.25
 JOB_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",  # with several processes a core, more threads only spin
-    "DS_ACCELERATOR": "cpu",
     "TOKENIZERS_PARALLELISM": "false",
 }
 """What every job inherits on a local Ray; on a cluster its image and pools decide."""
@@ -109,6 +109,8 @@ def run_job(cluster: Cluster, step: str, fingerprint: str, report: Report) -> St
         if "error" in record:
             said = record["error"].removeprefix(f"step {step}: ")
             raise StepFailed(f"step {step}: {said}\nIts log: {workdir.url(f'runs/jobs/{job}/log.txt')}")
+        if (said := _last_words(client, job)) is not None:  # it could not even write its record: a full disk, say
+            raise StepFailed(f"step {step}: {said}")
         deaths += 1
         if deaths > cluster.recipe.resources.max_failures:
             raise StepFailed(
@@ -119,24 +121,44 @@ def run_job(cluster: Cluster, step: str, fingerprint: str, report: Report) -> St
         report({"note": "its job was killed; submitting it again"})
 
 
+def _last_words(client: Any, job: str) -> str | None:
+    """The error a job printed before it ended by itself; None where it printed none or cannot be asked."""
+    with suppress(Exception):
+        lines = [line for line in client.get_job_logs(job).splitlines() if line.startswith("error: ")]
+        return str(lines[-1].removeprefix("error: ")) if lines else None
+    return None
+
+
 def _attach(client: Any, workdir: Storage, step: str, fingerprint: str) -> str | None:
     """The id of an attempt that is pending or running on this cluster."""
-    known = [d for d in client.list_jobs() if d.submission_id and d.submission_id.startswith(f"{step}-{fingerprint}-")]
+    prefix = f"{step}-{fingerprint}-"
+    known = [
+        d
+        for d in client.list_jobs()
+        if (d.submission_id or "").startswith(prefix) and (d.metadata or {}).get("workdir") == workdir.root
+    ]
     alive = [d.submission_id for d in known if str(d.status.value) in ("PENDING", "RUNNING")]
     return str(alive[-1]) if alive else None
 
 
 def _submit(client: Any, cluster: Cluster, workdir: Storage, step: str, fingerprint: str, recipe_name: str) -> str:
-    attempt = 1
-    # Creating the record claims the attempt's number: an id can be used once, even after a failure.
-    while not workdir.put_new(f"runs/jobs/{step}-{fingerprint}-{attempt}/submitted", b""):
-        attempt += 1
-    job = f"{step}-{fingerprint}-{attempt}"
     python = sys.executable if cluster.recipe.resources.ray_address is None else "python"
-    place = ["--workdir", cluster.workdir, "--recipe", recipe_name]
-    entrypoint = shlex.join([python, "-m", "tasks.job", step, *place, "--fingerprint", fingerprint, "--job", job])
-    client.submit_job(entrypoint=entrypoint, submission_id=job, metadata={"step": step, "workdir": cluster.workdir})
-    return job
+    place = ["--workdir", cluster.workdir, "--recipe", recipe_name, "--fingerprint", fingerprint]
+    for attempt in count(1):
+        job = f"{step}-{fingerprint}-{attempt}"
+        # Creating the record claims the attempt's number: an id can be used once, even after a failure.
+        if not workdir.put_new(f"runs/jobs/{job}/submitted", b""):
+            continue
+        entrypoint = shlex.join([python, "-m", "tasks.job", step, *place, "--job", job])
+        metadata = {"step": step, "workdir": cluster.workdir}
+        try:
+            client.submit_job(entrypoint=entrypoint, submission_id=job, metadata=metadata)
+        except RuntimeError as e:
+            if "already exists" in str(e):  # another work folder's job on the same cluster
+                continue
+            raise ResourceError(f"Ray did not take job {job}: {str(e).splitlines()[0]}") from e
+        return job
+    raise AssertionError("count() does not end")
 
 
 def _follow(client: Any, workdir: Storage, job: str, report: Report, pending_deadline_s: float) -> str:

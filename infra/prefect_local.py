@@ -79,7 +79,7 @@ def wait_for_prefect(workdir: Path, server: LocalPrefect) -> None:
 
 def end_prefect(workdir: Path) -> int:
     """Ends the server recorded in ``workdir``, if any; how many processes that were."""
-    record = read_record(workdir / RECORD, {"mark", "address"})
+    record = read_record(workdir / RECORD)
     if record is None:
         return 0
     count = end_marked(record["mark"])
@@ -89,7 +89,7 @@ def end_prefect(workdir: Path) -> int:
 
 def recorded_prefect(workdir: Path) -> str | None:
     """The address of the server that a run of ``workdir`` has up now, if it answers."""
-    record = read_record(workdir / RECORD, {"mark", "address"})
+    record = read_record(workdir / RECORD)
     return record["address"] if record is not None and _answers(record["address"]) else None
 
 

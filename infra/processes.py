@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 from contextlib import suppress
@@ -64,15 +65,20 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
     path.write_text(json.dumps(record) + "\n")
 
 
-def read_record(path: Path, keys: set[str]) -> dict[str, str] | None:
-    """A helper's record with exactly these keys, all of them text; None where there is none, and a damaged one goes."""
+def read_record(path: Path) -> dict[str, str] | None:
+    """A helper's record: a mark and a local address; None where there is none. Anything else is not ours, and goes."""
     try:
         record = json.loads(path.read_text())
     except FileNotFoundError:
         return None
     except ValueError:
         record = None
-    if isinstance(record, dict) and set(record) == keys and all(isinstance(v, str) for v in record.values()):
+    if (
+        isinstance(record, dict)
+        and set(record) == {"mark", "address"}
+        and re.fullmatch("[0-9a-f]{16}", str(record.get("mark")))
+        and re.fullmatch(r"http://127\.0\.0\.1:\d+", str(record.get("address")))
+    ):
         return record
     path.unlink(missing_ok=True)
     return None

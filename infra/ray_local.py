@@ -34,8 +34,12 @@ class LocalRay:
     mark: str
     address: str
     """Jobs API and dashboard, ``http://127.0.0.1:PORT``."""
-    folder: str
-    """Ray's own session folder, removed when the cluster ends."""
+
+    @property
+    def folder(self) -> Path:
+        """Ray's own session folder, removed when the cluster ends."""
+        # Ray's sockets live below it and a socket's path may have at most 107 characters.
+        return Path(tempfile.gettempdir()) / f"calumma-ray-{self.mark}"
 
     def alive(self) -> bool:
         """Whether the dashboard answers and the node's raylet runs."""
@@ -51,12 +55,10 @@ def start_ray(workdir: Path, cpus: int, environment: dict[str, str] | None = Non
     """
     end_ray(workdir)
     mark = secrets.token_hex(8)
-    # Ray's sockets live below this folder and a socket's path may have at most 107 characters.
-    folder = Path(tempfile.gettempdir()) / f"calumma-ray-{mark}"
     gcs, dashboard, agent, client = free_ports(4)
     # Two clusters on one host must not share worker ports; a block well above the system's usual services.
     workers = _free_block(200)
-    cluster = LocalRay(mark, f"http://127.0.0.1:{dashboard}", str(folder))
+    cluster = LocalRay(mark, f"http://127.0.0.1:{dashboard}")
     write_record(workdir / RECORD, asdict(cluster))
     env = {
         **os.environ,
@@ -72,7 +74,7 @@ def start_ray(workdir: Path, cpus: int, environment: dict[str, str] | None = Non
     env.pop("RAY_ADDRESS", None)
     command = [
         *(sys.executable, "-m", "ray.scripts.scripts", "start", "--head"),
-        *("--node-ip-address=127.0.0.1", f"--port={gcs}", f"--temp-dir={folder}", f"--num-cpus={cpus}"),
+        *("--node-ip-address=127.0.0.1", f"--port={gcs}", f"--temp-dir={cluster.folder}", f"--num-cpus={cpus}"),
         *("--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"),
         *(f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}"),
         *(f"--min-worker-port={workers}", f"--max-worker-port={workers + 199}"),
@@ -112,7 +114,7 @@ def recorded_ray(workdir: Path) -> LocalRay | None:
 
 
 def _recorded(workdir: Path) -> LocalRay | None:
-    record = read_record(workdir / RECORD, {"mark", "address", "folder"})
+    record = read_record(workdir / RECORD)
     return None if record is None else LocalRay(**record)
 
 

@@ -62,7 +62,7 @@ class Storage:
     def get_or_none(self, name: str) -> bytes | None:
         try:
             return bytes(self._fs.cat_file(self.url(name)))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return None
 
     @contextmanager

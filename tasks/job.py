@@ -10,6 +10,8 @@ import platform
 import sys
 import time
 import traceback
+from importlib import metadata
+from typing import Any
 
 import yaml
 
@@ -19,6 +21,9 @@ from infra.store.commit import load_step
 from tasks.context import StepContext
 from tasks.recipe import parse_recipe
 from tasks.steps import BY_NAME
+
+LIBRARIES = ("torch", "ray", "deepspeed", "numpy", "pyarrow", "pillow", "sentencepiece", "transformers")
+"""Their versions are recorded with every job."""
 
 
 def run_step(context: StepContext) -> None:
@@ -41,7 +46,14 @@ def main(argv: list[str] | None = None) -> int:
     recipe = parse_recipe(yaml.safe_load(Storage(args.workdir).get(args.recipe)), args.recipe)
     context = StepContext(recipe, args.workdir, args.step, args.job)
     started = time.time()
-    record = {"step": args.step, "fingerprint": args.fingerprint, "host": platform.node(), "cpus": os.cpu_count()}
+    record: dict[str, Any] = {
+        "step": args.step,
+        "fingerprint": args.fingerprint,
+        "host": platform.node(),
+        "cpus": os.cpu_count(),
+        "python": platform.python_version(),
+        "versions": {name: metadata.version(name) for name in LIBRARIES},
+    }
     try:
         if context.fingerprint != args.fingerprint:
             raise StepFailed(
@@ -62,7 +74,10 @@ def main(argv: list[str] | None = None) -> int:
     finally:
         record |= {"started": started, "seconds": time.time() - started}
         name = f"runs/jobs/{args.job}/record.json"
-        context.workdir.put(name, (json.dumps(record, indent=1) + "\n").encode())
+        try:
+            context.workdir.put(name, (json.dumps(record, indent=1) + "\n").encode())
+        except CalummaError as e:
+            print(f"error: {e}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

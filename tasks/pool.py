@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from infra.errors import StepFailed
+from infra.errors import CalummaError, StepFailed
 from infra.store.commit import commit_part, done_parts, load_part
 from infra.store.manifest import PartManifest, Rows
 from tasks.context import StepContext
@@ -47,9 +47,12 @@ class _Committer:
     """Runs a worker and commits what it returns."""
 
     def __init__(self, context: StepContext, worker: Callable[[StepContext], Worker]) -> None:
-        self._context, self._worker = context, worker(context)
+        self._context, self._make = context, worker
+        self._worker: Worker | None = None
 
     def process(self, item: Any) -> PartManifest:
+        if self._worker is None:  # not in __init__: an actor that fails there only tells that it died
+            self._worker = self._make(self._context)
         out = self._worker.process(item)
         manifest = PartManifest(
             step=self._context.step,
@@ -136,7 +139,11 @@ def _run_on_ray(
         while running:
             ready, _ = ray.wait(list(running), num_returns=1)
             actor = running.pop(ready[0])
-            account(ray.get(ready[0]))
+            try:
+                manifest = ray.get(ready[0])
+            except CalummaError as e:  # Ray's text of it is the worker's whole stack
+                raise getattr(e, "cause", e) from None
+            account(manifest)
             if queue:
                 running[actor.process.remote(queue.pop())] = actor
     finally:

@@ -78,6 +78,10 @@ class Recipe(Config):
             if name not in kinds:
                 near = difflib.get_close_matches(name, kinds, 1)
                 raise ValueError(f"no source is named {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        asked = self.evaluation.source
+        if asked is not None and kinds.get(asked) != "pairs":
+            pairs = ", ".join(name for name, kind in kinds.items() if kind == "pairs")
+            raise ValueError(f"evaluation.source is {asked!r}; it must be a source of kind pairs: {pairs}")
         for name in self.finetune_mix.sources:
             if kinds[name] != "messages":
                 raise ValueError(f"finetune_mix.sources names {name!r}, a source of kind {kinds[name]}, not messages")

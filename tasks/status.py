@@ -78,9 +78,10 @@ def status_of(workdir: Path, recipe_name: str | None = None, settings: Sequence[
         parts = len(done_parts(store.sub(name)))
         found.append(StepStatus(step.name, name, load_step(store.sub(name)), parts, seconds.get(fingerprint), changed))
     checkpoints = sorted(
-        str(p.parent.relative_to(workdir))
+        str(p.relative_to(workdir))
         for s in found
-        for p in (workdir / s.folder).glob("checkpoints/*/manifest.json")
+        for p in (workdir / s.folder / "checkpoints").glob("step-*")
+        if p.suffix in (".json", ".pt")  # a training's manifests; the image tokenizer's single files
     )
     return Status(workdir, recipe, tuple(found), tuple(checkpoints))
 

@@ -49,6 +49,8 @@ def commit_part(store: Storage, manifest: PartManifest, files: Mapping[str, byte
             f"({manifest.rows.model_dump(by_alias=True)}). This is a fault in step {manifest.step}; "
             "nothing was committed."
         )
+    if store.exists(part_manifest_name(manifest.part)):  # never touch the files of a committed part
+        return load_part(store, manifest.part)
     manifest = manifest.model_copy(update={"files": [entry(n, files[n]) for n in sorted(files)]})
     store.need(sum(map(len, files.values())), f"part {manifest.part} of {manifest.step}")
     for name, data in sorted(files.items()):

@@ -41,7 +41,9 @@ class MetricsLog:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in _whole_lines(self._path) if json.loads(line)["step"] <= first_step]
         self.total_tokens = int(json.loads(kept[-1])["total_tokens"]) if kept else 0
-        self._path.write_text("".join(kept), encoding="utf-8")
+        aside = self._path.with_suffix(".aside")  # a kill here must not cost the lines so far
+        aside.write_text("".join(kept), encoding="utf-8")
+        aside.replace(self._path)
         self._file = self._path.open("a", encoding="utf-8")
         self._board = _event_writer(store, first_step)
 

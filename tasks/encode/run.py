@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from infra.errors import SourceError
 from infra.store.commit import load_part
 from infra.store.manifest import Rows
 from infra.store.samples import QUARANTINE, SAMPLES
@@ -114,6 +115,7 @@ class SampleEncoder:
         kept: list[dict[str, Any]] = []
         quarantine: list[dict[str, Any]] = []
         for raw, row in selected(self._context, item):
+            _unchanged(item.source, raw, row)
             try:
                 squares = pixels_of(raw, self._transform, side, self._max_pixels)
             except ImageError as e:
@@ -173,6 +175,16 @@ def _entering(context: StepContext, items: Sequence[WorkItem]) -> int:
     """Samples that ``select`` let through."""
     store = context.store("select")
     return sum(load_part(store, item.part).rows.out for item in items)
+
+
+def _unchanged(source: str, raw: RawSample, row: SelectedRow) -> None:
+    """A picture replaced since the scan must not slip in under the old one's hashes and split."""
+    for image, scanned in zip(raw.images, row.images, strict=True):
+        if image.data is not None and hashlib.sha256(image.data).digest() != scanned.sha256:
+            raise SourceError(
+                f"source {source}: {raw.file}: picture {image.name} changed after it was scanned. "
+                "Touch the list that names it, so that it is scanned again, and run again."
+            )
 
 
 def _sample(raw: RawSample, row: SelectedRow, kind: str) -> dict[str, Any]:

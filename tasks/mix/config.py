@@ -65,7 +65,7 @@ class FinetuneMixConfig(Config):
     sources: tuple[str, ...]
     """Sources of kind messages."""
     weights: dict[str, NonNegativeFloat] = {}
-    """Share of answer tokens by category; a category not named keeps its natural share. Empty: all natural."""
+    """Weight of answer tokens by category, then normalised; one not named weighs its natural share."""
     epochs: int = Field(default=2, ge=1)
     """Passes that are packed, each with as many answer tokens as all conversations together, in these shares.
     Where `finetune.epochs` is more, they are gone through again in another order."""

@@ -15,6 +15,7 @@ from tasks.sources.files import (
     UnusableRow,
     files_digest,
     folder_slices,
+    inside,
     json_rows,
     line_ranges,
     list_files,
@@ -92,7 +93,7 @@ class TextFiles(BaseSource):
     def _read_plain(self, locator: dict[str, Any]) -> Iterator[RawSample | BadRow]:
         for row, name in enumerate(slice_files(self._base(), locator, partial(self._wanted, PLAIN)), locator["row"]):
             try:
-                yield RawSample(name, name, row, segments=(Segment(read_plain(self._base() / name)),))
+                yield RawSample(name, name, row, segments=(Segment(read_plain(inside(self._base(), name))),))
             except UnusableRow as e:
                 yield BadRow(name, row, e.error, e.message)
 

@@ -71,6 +71,8 @@ class _Entry:
     def __call__(self, arguments: dict[str, Any]) -> None:
         if self.cpu:
             os.environ["DS_ACCELERATOR"] = "cpu"  # read when DeepSpeed is first imported
+        else:
+            os.environ.pop("DS_ACCELERATOR", None)
         import torch
 
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))

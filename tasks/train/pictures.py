@@ -8,6 +8,7 @@ with the lowest hash of (seed, sha256) if there are more than wanted. A picture 
 from __future__ import annotations
 
 import hashlib
+import shutil
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from tasks.encode.transforms import Pixels, transform
 from tasks.scan.selected import selected, selected_rows, work_items
 from tasks.sources.base import WorkItem
 
+ASIDE = "calumma-pictures-"
 TRAINING = "scratch/training.u8"
 HELD_OUT = "scratch/held-out.u8"
 MEASURED = 1024
@@ -71,7 +73,10 @@ def collect(context: StepContext) -> None:
     total = len(choice.training) + len(choice.held_out)
     store.need(total * side * side * 3, "the scratch copy of the pictures to train on")
     store.sweep("scratch")
-    with tempfile.TemporaryDirectory(dir=_near(store), prefix="calumma-pictures-") as folder:
+    if store.local:
+        for left in store.path().glob(f"{ASIDE}*"):  # of a run that was killed
+            shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=_near(store), prefix=ASIDE) as folder:
         names = {TRAINING: Path(folder) / "training", HELD_OUT: Path(folder) / "held-out"}
         with open(names[TRAINING], "wb") as training, open(names[HELD_OUT], "wb") as held_out:
             for done, (sha256, pixels) in enumerate(_squares(context, choice), 1):
