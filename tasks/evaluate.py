@@ -74,7 +74,7 @@ def drawings_sheet(store: Storage, found: dict[str, Any]) -> bytes:
     """The drawings with what was asked for and what is nearest, as one PNG for people."""
     rows = cut(store.get(f"{PARTS}/{found['sheet']}"), found["tile"])
     cells = [
-        Cell(drawn, [d["name"], "✓ nearest of all" if d["rank"] == 1 else f"nearest: {d['nearest']}"])
+        Cell(drawn, [d["name"], "nearest of all" if d["rank"] == 1 else f"nearest: {d['nearest']}"])
         for (drawn, *_), d in zip(rows, found["drawings"], strict=True)
     ]
     which = "held-out" if found["held_out"] else "trained-on"

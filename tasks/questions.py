@@ -21,15 +21,11 @@ READ_AT_MOST = 100_000
 
 def pairs_source(context: StepContext) -> str:
     """The source that evaluation asks about; RecipeError where there is none of kind pairs."""
-    wanted = context.recipe.evaluation.source
+    wanted = context.recipe.evaluation.source  # the recipe has checked its kind
     pairs = [s.name for s in context.recipe.sources if s.kind == "pairs"]
-    if wanted is None and pairs:
-        return pairs[0]
-    if wanted in pairs:
-        return wanted
-    raise RecipeError(
-        f"evaluation.source is {wanted!r}; it must name a source of kind pairs: {', '.join(pairs) or 'there is none'}"
-    )
+    if wanted is None and not pairs:
+        raise RecipeError("evaluation asks about pairs of a picture and its name, and no source is of kind pairs")
+    return wanted or pairs[0]
 
 
 def read_pairs(context: StepContext, source: str) -> list[tuple[Pair, bool]]:

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from infra.config import Config
-from infra.errors import SourceError
-from tasks.sources.base import BadRow, BaseSource, RawImage, RawSample, Segment, WorkItem
+from tasks.sources.base import RawImage, RawSample, Segment
 from tasks.sources.files import (
-    LineRange,
     UnusableRow,
     field,
-    files_digest,
     images_folder,
-    json_rows,
-    line_ranges,
     load_image,
     optional_text,
     text_field,
 )
+from tasks.sources.jsonl import JsonlSource, Maker
 
 BETWEEN = "\n\n"
 """Between two segments; a picture is a paragraph of its own."""
@@ -40,35 +35,15 @@ class InterleavedOptions(Config):
     licence: str | None = "licence"
 
 
-class InterleavedFiles(BaseSource):
+class InterleavedFiles(JsonlSource):
     """Documents of the file ``path``. One whose picture is missing is quarantined by ``scan``."""
 
-    def digest(self) -> str:
-        return files_digest("interleaved 1", self._file().parent, [self._file().name])
+    format = "interleaved 1"
 
-    def work_items(self, target: int) -> Iterator[WorkItem]:
-        for index, lines in enumerate(line_ranges(self._file(), target)):
-            yield WorkItem(self.config.name, index, lines.locator(self._file().name))
-
-    def read(self, item: WorkItem) -> Iterator[RawSample | BadRow]:
+    def maker(self, folder: Path) -> Maker:
         options = self.options(InterleavedOptions)
-        path = self._file()
-        folder = images_folder(self.config.name, path.parent, options.images)
-        for found in json_rows(path, LineRange.of(item.locator)):
-            if isinstance(found, BadRow):
-                yield found
-                continue
-            row, content = found
-            try:
-                yield _sample(path.name, row, content, options, folder)
-            except UnusableRow as e:
-                yield BadRow(path.name, row, e.error, e.message)
-
-    def _file(self) -> Path:
-        path = self.root()
-        if not path.is_file() or not path.name.endswith((".jsonl", ".jsonl.gz")):
-            raise SourceError(f"source {self.config.name}: {path} is not a JSONL file; set `path` to one")
-        return path
+        images = images_folder(self.config.name, folder, options.images)
+        return lambda name, row, content: _sample(name, row, content, options, images)
 
 
 def segments_from(

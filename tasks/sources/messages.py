@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from infra.config import Config
-from infra.errors import SourceError
-from tasks.sources.base import BadRow, BaseSource, RawImage, RawSample, Segment, WorkItem
+from tasks.sources.base import RawImage, RawSample, Segment
 from tasks.sources.files import (
-    LineRange,
     UnusableRow,
     field,
-    files_digest,
     images_folder,
-    json_rows,
-    line_ranges,
     load_image,
     optional_text,
     text_field,
 )
 from tasks.sources.interleaved import segments_from
+from tasks.sources.jsonl import JsonlSource, Maker
 
 ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "model": "assistant"}
 Category = Literal["text", "code", "visual-chat", "image-generation", "interleaved-generation", "safety"]
@@ -52,34 +47,21 @@ class MessageOptions(Config):
     licence: str | None = "licence"
 
 
-class MessageFiles(BaseSource):
+class MessageFiles(JsonlSource):
     """Conversations of the file ``path``, one a line."""
 
-    def digest(self) -> str:
-        return files_digest("messages 1", self._file().parent, [self._file().name])
+    format = "messages 1"
 
-    def work_items(self, target: int) -> Iterator[WorkItem]:
-        for index, lines in enumerate(line_ranges(self._file(), target)):
-            yield WorkItem(self.config.name, index, lines.locator(self._file().name))
-
-    def read(self, item: WorkItem) -> Iterator[RawSample | BadRow]:
+    def maker(self, folder: Path) -> Maker:
         options = self.options(MessageOptions)
-        path = self._file()
-        folder = images_folder(self.config.name, path.parent, options.images)
-        make = _from_fields if options.turns is None else _from_turns
-        for found in json_rows(path, LineRange.of(item.locator)):
-            if isinstance(found, BadRow):
-                yield found
-                continue
-            row, content = found
-            try:
-                segments, images = make(content, options, folder)
-            except UnusableRow as e:
-                yield BadRow(path.name, row, e.error, e.message)
-                continue
-            yield RawSample(
-                f"{path.name}#{row}",
-                path.name,
+        pictures = images_folder(self.config.name, folder, options.images)
+        converse = _from_fields if options.turns is None else _from_turns
+
+        def make(name: str, row: int, content: dict[str, Any]) -> RawSample:
+            segments, images = converse(content, options, pictures)
+            return RawSample(
+                f"{name}#{row}",
+                name,
                 row,
                 segments=tuple(segments),
                 images=tuple(images),
@@ -87,11 +69,7 @@ class MessageFiles(BaseSource):
                 category=options.category,
             )
 
-    def _file(self) -> Path:
-        path = self.root()
-        if not path.is_file() or not path.name.endswith((".jsonl", ".jsonl.gz")):
-            raise SourceError(f"source {self.config.name}: {path} is not a JSONL file; set `path` to one")
-        return path
+        return make
 
 
 def _from_fields(row: dict[str, Any], options: MessageOptions, folder: Path) -> tuple[list[Segment], list[RawImage]]:

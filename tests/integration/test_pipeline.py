@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -94,10 +94,8 @@ def test_kills_at_several_steps_change_no_byte(undisturbed: Path, tmp_path: Path
 
     flow = toy.start(workdir)
     kill("scan", "tasks.job", "scan", str(workdir))
-    marks = (workdir / "runs" / "ray.json").read_text()
-    folder = re.search(r'"folder": "([^"]+)"', marks)
-    assert folder
-    kill("encode", "raylet/raylet", folder.group(1))
+    mark = json.loads((workdir / "runs" / "ray.json").read_text())["mark"]
+    kill("encode", "raylet/raylet", f"calumma-ray-{mark}")
     toy.wait_for(lambda: bool(toy.jobs(workdir, "mix-")), 240, "step mix")
     flow.send_signal(signal.SIGKILL)
     flow.communicate()

@@ -30,7 +30,7 @@ TOY = [
     *("pretrain.batch=8", "pretrain.checkpoint_every=5", "pretrain.evaluate_every=5", "pretrain.evaluate_sequences=2"),
     *("finetune.batch=4", "finetune.epochs=1", "finetune.evaluate_every=100", "finetune.evaluate_sequences=2"),
     *("evaluation.pictures=12", "evaluation.drawings=4", "evaluation.captions=2", "evaluation.losses=2"),
-    "generation.max_text_tokens=8",
+    *("generation.max_text_tokens=8", "finetune_mix.weights={}"),
 ]
 """Settings that make recipes/emoji.yaml run in about a minute; the steps are the same."""
 

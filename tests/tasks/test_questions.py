@@ -6,7 +6,7 @@ import pytest
 
 from infra.errors import RecipeError
 from tasks.context import StepContext
-from tasks.questions import pairs_source, read_conversations, read_pairs
+from tasks.questions import read_conversations, read_pairs
 from tasks.recipe import Recipe, parse_recipe
 from tests.tasks import toy_run
 
@@ -35,6 +35,5 @@ def test_conversations_are_held_out_ones(toy: Toy) -> None:
 
 
 def test_a_source_that_is_not_of_pairs_is_refused(toy: Toy) -> None:
-    recipe = parse_recipe({**toy_run.RECIPE, "evaluation": {"source": "words"}})
-    with pytest.raises(RecipeError, match="must name a source of kind pairs: shapes"):
-        pairs_source(StepContext(recipe, str(toy[0]), "evaluate"))
+    with pytest.raises(RecipeError, match="must be a source of kind pairs: shapes"):
+        parse_recipe({**toy_run.RECIPE, "evaluation": {"source": "words"}})
