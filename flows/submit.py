@@ -27,6 +27,7 @@ from tasks.progress import read_progress
 from tasks.recipe import Recipe
 
 POLL_S = 0.25
+LOOK_S = 3.0
 JOB_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",  # with several processes a core, more threads only spin
     "TOKENIZERS_PARALLELISM": "false",
@@ -44,6 +45,7 @@ class Cluster:
     workdir: str
     _local: LocalRay | None = None
     _client: Any = None
+    _looked: float = 0.0
 
     def client(self) -> Any:
         """A JobSubmissionClient; starts the local Ray, or starts it again if it died."""
@@ -65,6 +67,14 @@ class Cluster:
                 "local Ray. A cluster that asks for a token takes it from RAY_AUTH_MODE=token and RAY_AUTH_TOKEN."
             ) from e
         return self._client
+
+    def broken(self) -> bool:
+        """Whether the local Ray lost its node; its Jobs API may still say that a job runs. Looks every few seconds."""
+        now = time.monotonic()
+        if self._local is None or now - self._looked < LOOK_S:
+            return False
+        self._looked = now
+        return not self._local.alive()
 
     def close(self) -> None:
         """Ends the local Ray, if this run started one."""
@@ -100,7 +110,7 @@ def run_job(cluster: Cluster, step: str, fingerprint: str, report: Report) -> St
         job = _attach(client, workdir, step, fingerprint) or _submit(
             client, cluster, workdir, step, fingerprint, recipe_name
         )
-        status = _follow(client, workdir, job, report, cluster.recipe.resources.pending_deadline_s)
+        status = _follow(cluster, client, workdir, job, report)
         if (done := load_step(store)) is not None:
             return done
         record = json.loads(workdir.get_or_none(f"runs/jobs/{job}/record.json") or b"{}")
@@ -109,7 +119,9 @@ def run_job(cluster: Cluster, step: str, fingerprint: str, report: Report) -> St
         if "error" in record:
             said = record["error"].removeprefix(f"step {step}: ")
             raise StepFailed(f"step {step}: {said}\nIts log: {workdir.url(f'runs/jobs/{job}/log.txt')}")
-        if (said := _last_words(client, job)) is not None:  # it could not even write its record: a full disk, say
+        if (
+            status != "LOST" and (said := _last_words(client, job)) is not None
+        ):  # it could not even write its record: a full disk, say
             raise StepFailed(f"step {step}: {said}")
         deaths += 1
         if deaths > cluster.recipe.resources.max_failures:
@@ -161,31 +173,36 @@ def _submit(client: Any, cluster: Cluster, workdir: Storage, step: str, fingerpr
     raise AssertionError("count() does not end")
 
 
-def _follow(client: Any, workdir: Storage, job: str, report: Report, pending_deadline_s: float) -> str:
-    """Reports until the job ends; its last status. Stops the job if this process is interrupted or cancelled."""
-    submitted = time.monotonic()
+def _follow(cluster: Cluster, client: Any, workdir: Storage, job: str, report: Report) -> str:
+    """Reports until the job ends; its last status, ``LOST`` if its Ray died. Stops the job if we are interrupted."""
+    submitted, deadline_s = time.monotonic(), cluster.recipe.resources.pending_deadline_s
     status = "PENDING"
     try:
-        while True:
+        while status in ("PENDING", "RUNNING"):
+            time.sleep(POLL_S)
+            if (state := read_progress(workdir, job)) is not None:
+                report(state)
+            if cluster.broken():
+                return "LOST"
             try:
                 status = str(client.get_job_status(job).value)
             except (RuntimeError, OSError):  # the dashboard died with its node
                 return "LOST"
-            if (state := read_progress(workdir, job)) is not None:
-                report(state)
-            if status not in ("PENDING", "RUNNING"):
-                return status
-            if status == "PENDING" and time.monotonic() - submitted > pending_deadline_s:
-                client.stop_job(job)
+            if status == "PENDING" and time.monotonic() - submitted > deadline_s:
                 raise ResourceError(
-                    f"job {job} did not start within {pending_deadline_s:g} s (resources.pending_deadline_s): the "
+                    f"job {job} did not start within {deadline_s:g} s (resources.pending_deadline_s): the "
                     "cluster has no free resources of the kind it asks for. See Ray's dashboard."
                 )
-            time.sleep(POLL_S)
     except BaseException:
         with suppress(Exception):
             client.stop_job(job)
+        _keep_log(client, workdir, job)
         raise
-    finally:
-        with suppress(Exception):
-            workdir.put(f"runs/jobs/{job}/log.txt", client.get_job_logs(job).encode())
+    _keep_log(client, workdir, job)
+    return status
+
+
+def _keep_log(client: Any, workdir: Storage, job: str) -> None:
+    """Job logs live on their node and go with it."""
+    with suppress(Exception):
+        workdir.put(f"runs/jobs/{job}/log.txt", client.get_job_logs(job).encode())
