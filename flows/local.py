@@ -16,6 +16,7 @@ from rich.console import Console
 
 from infra.errors import ResourceError
 from infra.lock import locked
+from infra.prefect_local import RECORD as PREFECT_RECORD
 from infra.prefect_local import (
     end_prefect,
     prefect_environment,
@@ -25,7 +26,8 @@ from infra.prefect_local import (
     wait_for_prefect,
 )
 from infra.processes import is_free
-from infra.ray_local import recorded_ray
+from infra.ray_local import RECORD as RAY_RECORD
+from infra.ray_local import end_ray, recorded_ray
 from infra.storage import Storage
 from infra.store.commit import load_step
 from tasks.fingerprint import fingerprints, folder_of
@@ -47,6 +49,7 @@ def run_locally(
     names = chosen_steps(first, only)
     if all(load_step(store.sub(folder_of(n, prints[n]))) is not None for n in names):
         _remember(recipe, store)
+        _end_leftovers(root)
         console.print(f"Nothing to do: {len(names)} of {len(names)} steps are done in {root}")
     else:
         try:
@@ -77,6 +80,14 @@ def _remember(recipe: Recipe, store: Storage) -> None:
     text = recipe.to_yaml().encode()
     if store.get_or_none("recipe.yaml") != text:
         store.put("recipe.yaml", text)
+
+
+def _end_leftovers(root: Path) -> None:
+    """Ends what a killed run left running, where nothing else is to be done; another run's helpers are let alone."""
+    if any((root / name).exists() for name in (RAY_RECORD, PREFECT_RECORD)):
+        with suppress(ResourceError), locked(root):
+            end_ray(root)
+            end_prefect(root)
 
 
 def _command() -> str:

@@ -103,3 +103,4 @@ def test_kills_at_several_steps_change_no_byte(undisturbed: Path, tmp_path: Path
     recipe = toy.toy_recipe()
     assert toy.store_files(workdir, STORES, recipe) == toy.store_files(undisturbed, STORES, recipe)
     assert toy.processes("tasks.job", str(workdir)) == []
+    assert not (workdir / "runs" / "ray.json").exists(), "what the killed flow left running is ended"
