@@ -79,6 +79,7 @@ def pipeline(
 
 def _run_steps(recipe: Recipe, workdir: str, steps: Sequence[str], prints: dict[str, str]) -> None:
     store, display, cluster = Storage(workdir), Display(steps), Cluster(recipe, workdir)
+    cluster.close()  # a killed run's jobs must not finish steps while we look at them
     try:
         for step in steps:
             folder = store.sub(folder_of(step, prints[step]))

@@ -77,11 +77,10 @@ class Cluster:
         return not self._local.alive()
 
     def close(self) -> None:
-        """Ends the local Ray, if this run started one."""
-        self._client = None
-        if self._local is not None:
+        """Ends the folder's local Ray: this run's, or what a killed run left. The caller holds the folder's lock."""
+        self._client = self._local = None
+        if self.recipe.resources.ray_address is None:
             end_ray(Path(self.workdir))
-            self._local = None
 
 
 def save_recipe(recipe: Recipe, workdir: Storage) -> str:
