@@ -1,125 +1,161 @@
-"""Storage: a folder on a local disk or on S3, behind one small interface over fsspec.
+"""Storage: a folder on a local disk or on S3, behind one small interface.
 
 Everything that Calumma keeps goes through :class:`Storage`. Names are relative, with ``/``. Two writes exist:
 ``put`` replaces, and is atomic; ``put_new`` creates, and exactly one of several writers wins.
+
+On S3 what may pass is tried again by itself (``infra/backends/s3_client.py``); what remains is a ResourceError that
+names the address, the operation, the attempts and what to do. ``docs/storage.md`` has the guarantees.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-import fsspec
-
+from infra.backends.base import Backend, FileInfo
+from infra.backends.disk import Disk
 from infra.errors import ResourceError, StoreError
 
-_ASIDE = ".aside-"
+__all__ = ["FileInfo", "Storage"]
 
 
 class Storage:
-    """A root folder: ``Storage("/data/run")``, ``Storage("s3://bucket/run")``."""
+    """A root folder: ``Storage("/data/run")``, ``Storage("s3://bucket/run")``.
 
-    def __init__(self, root: str | os.PathLike[str], **options: Any) -> None:
-        self.root = str(root).rstrip("/") or "/"
-        self._fs, self._base = fsspec.core.url_to_fs(self.root, **options)
-        self.local = self._fs.protocol in ("file", "local") or "file" in self._fs.protocol
+    Pickled as its root alone: another process connects by its own environment. Threads may share one.
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        kind, separator, rest = str(root).rpartition("://")
+        self.root = kind + separator + (rest.rstrip("/") or rest[:1])
+        self._backend = _backend_of(self.root)
+        self.local = isinstance(self._backend, Disk)
 
     def __repr__(self) -> str:
         return f"Storage({self.root!r})"
 
+    def __reduce__(self) -> tuple[type[Storage], tuple[str]]:
+        return Storage, (self.root,)
+
     def sub(self, name: str) -> Storage:
         """The storage of a folder below this one."""
-        return Storage(f"{self.root}/{name}")
+        return Storage(f"{self.root.rstrip('/')}/{name}")
 
     def url(self, name: str = "") -> str:
-        return f"{self._base}/{name}" if name else str(self._base)
+        """The whole address of a file: a path on a disk, ``s3://bucket/key`` on S3."""
+        return self._backend.url(name)
 
     def path(self, name: str = "") -> Path:
         """The local path of a file; an error on S3, where there is none."""
-        if not self.local:
+        if not isinstance(self._backend, Disk):
             raise StoreError(f"{self.root}: {name} was wanted as a local file, and this storage is not on a local disk")
-        return Path(self.url(name))
+        return self._backend.path(name)
 
-    # -- reading
+    # -- reading. A file that is not there is a StoreError, if nothing else is said.
 
     def exists(self, name: str) -> bool:
-        return bool(self._fs.exists(self.url(name)))
+        """Whether there is a file of this name; a folder is none."""
+        return self._backend.info(name) is not None
 
     def size(self, name: str) -> int:
-        return int(self._fs.size(self.url(name)))
+        """Bytes of a file."""
+        if (found := self._backend.info(name)) is None:
+            raise self._missing(name)
+        return found.size
 
     def get(self, name: str) -> bytes:
+        """A whole file."""
         try:
-            return bytes(self._fs.cat_file(self.url(name)))
-        except FileNotFoundError as e:
-            raise StoreError(f"{self.url(name)}: no such file") from e
+            return self._backend.get(name)
+        except FileNotFoundError:
+            raise self._missing(name) from None
 
     def get_or_none(self, name: str) -> bytes | None:
+        """A whole file; None where there is none."""
         try:
-            return bytes(self._fs.cat_file(self.url(name)))
-        except (FileNotFoundError, NotADirectoryError):
+            return self._backend.get(name)
+        except FileNotFoundError:
             return None
+
+    def get_many(self, names: Iterable[str]) -> Iterator[bytes]:
+        """The content of many small files, in the order of ``names``: several are read at once, few are held."""
+        try:
+            yield from self._backend.get_many(names)
+        except FileNotFoundError as e:
+            raise self._missing(str(e)) from None
+
+    def range(self, name: str, start: int, stop: int) -> bytes:
+        """Bytes ``start`` to ``stop`` of a file, fewer where it ends before, none where it ends before ``start``."""
+        if start < 0:
+            raise ValueError(
+                f"{self.url(name)}: a range that starts at {start}; counting from the end is not supported"
+            )
+        try:
+            return self._backend.range(name, start, stop)
+        except FileNotFoundError:
+            raise self._missing(name) from None
 
     @contextmanager
     def open(self, name: str) -> Iterator[IO[bytes]]:
-        with self._fs.open(self.url(name), "rb") as f:
+        """A file for reading; it can seek. On S3: ranged reads, a few MiB ahead, all of one version of the object."""
+        with ExitStack() as stack:
+            try:
+                f = stack.enter_context(self._backend.open(name))
+            except FileNotFoundError:
+                raise self._missing(name) from None
             yield f
 
     def list(self, folder: str = "", suffix: str = "") -> list[str]:
         """The files directly in a folder, sorted, by name; files being written are not shown."""
-        try:
-            entries = self._fs.ls(self.url(folder) if folder else self._base, detail=True, refresh=True)
-        except FileNotFoundError:
-            return []
-        names = (e["name"].rstrip("/").rsplit("/", 1)[-1] for e in entries if e["type"] == "file")
-        return sorted(n for n in names if n.endswith(suffix) and not n.startswith(_ASIDE))
+        names = (f.name.rsplit("/", 1)[-1] for f in self._backend.files(folder))
+        return sorted(n for n in names if n.endswith(suffix))
+
+    def info(self, name: str = "") -> FileInfo | None:
+        """What a listing says of one file; None where there is none (a folder is none)."""
+        return self._backend.info(name)
+
+    def find(self, folder: str = "") -> Iterator[FileInfo]:
+        """Every file below a folder, in order of whole names (as Python sorts them), on a disk as on S3.
+
+        Names with a part that begins with a dot are left out. On a disk, links to files are files and links to
+        folders are not followed. One folder (disk) or 1,000 names (S3) are held at a time; a server that lists out of
+        order (``infra/backends/s3.py``) makes it all of them.
+        """
+        yield from self._backend.find(folder)
+
+    def _missing(self, name: str) -> StoreError:
+        return StoreError(f"{self.url(name)}: no such file")
 
     # -- writing
 
     def put(self, name: str, data: bytes) -> None:
-        """Writes a whole file, atomically: a reader sees the old one or the new one."""
-        if not self.local:
-            self._fs.pipe_file(self.url(name), data)
-            return
-        target = self.path(name)
-        aside = self._write_aside(target, data)
-        aside.replace(target)
+        """Writes a whole file, atomically: a reader sees the old one or the new one. On S3, what is stored is verified.
+
+        Raises:
+            ResourceError: it could not be written; what was there before still is.
+        """
+        self._backend.put(name, data)
 
     def put_new(self, name: str, data: bytes) -> bool:
-        """Creates a file unless it exists; False if it did. Of several writers exactly one gets True."""
-        if not self.local:
-            try:
-                self._fs.pipe_file(self.url(name), data, mode="create")
-            except FileExistsError:
-                return False
-            return True
-        target = self.path(name)
-        aside = self._write_aside(target, data)
-        try:
-            os.link(aside, target)
-        except FileExistsError:
-            return False
-        finally:
-            aside.unlink()
-        return True
+        """Creates a file unless it exists; False if it did. Of several writers exactly one gets True.
+
+        On S3 an answer can be lost after the object was stored. The repeated request is then refused by our own
+        object, so after a repetition equal bytes count as ours. Writers who must know which of them won put something
+        of their own into the bytes: two with the same bytes may then both get True.
+        """
+        return self._backend.put_new(name, data)
 
     def delete(self, name: str) -> None:
-        with suppress(FileNotFoundError):
-            self._fs.rm_file(self.url(name))
+        """Removes a file, if it is there."""
+        self._backend.delete(name)
 
     def sweep(self, folder: str = "") -> int:
-        """Removes what killed writers left aside; how many files that were."""
-        if not self.local:
-            return 0  # an unfinished S3 upload leaves no object behind
-        found = list(self.path(folder).glob(f"{_ASIDE}*")) if self.path(folder).is_dir() else []
-        for f in found:
-            f.unlink(missing_ok=True)
-        return len(found)
+        """Removes what killed writers left in a folder; how many files (on S3: unfinished uploads) that were."""
+        return self._backend.sweep(folder)
 
     def free_bytes(self) -> int | None:
         """Free space on the disk; None where there is no such number (S3)."""
@@ -139,18 +175,17 @@ class Storage:
                 "Free some space or choose another folder with --workdir."
             )
 
-    def _write_aside(self, target: Path, data: bytes) -> Path:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.parent / f"{_ASIDE}{uuid.uuid4().hex}"
-        try:
-            with open(aside, "wb") as f:
-                f.write(data)
-                f.flush()
-                os.fsync(f.fileno())
-        except OSError as e:
-            aside.unlink(missing_ok=True)
-            raise ResourceError(
-                f"{target}: could not write {len(data):,} bytes ({e.strerror}). "
-                "Free some space or choose another folder with --workdir, then run again: finished parts are kept."
-            ) from e
-        return aside
+
+def _backend_of(root: str) -> Backend:
+    kind, separator, rest = root.partition("://")
+    if not separator:
+        return Disk(root)
+    if kind in ("file", "local"):
+        return Disk(rest)
+    if kind in ("s3", "s3a"):
+        from infra.backends.s3 import S3  # half a second of imports that a local run has no use for
+
+        return S3(rest)
+    from infra.backends.other import Other
+
+    return Other(root)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.s3 import proxy, server
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -16,6 +20,41 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip(f"{SHARED_DATA} is absent: this test needs its real files")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[server.Server]:
+    """A real S3 server, started when a test first asks for it; signatures are enforced."""
+    with server.s3_server(tmp_path_factory.mktemp("s3")) as running:
+        yield running
+
+
+@pytest.fixture
+def s3_bucket(s3_server: server.Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The address of an empty folder on the S3 server, for this test alone; the environment points to the server."""
+    for name in [n for n in os.environ if n.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in s3_server.environment().items():
+        monkeypatch.setenv(name, value)
+    return f"s3://{s3_server.bucket}/{uuid.uuid4().hex[:8]}"
+
+
+@pytest.fixture(scope="session")
+def _s3_proxy(s3_server: server.Server) -> Iterator[proxy.Proxy]:
+    with proxy.proxy(s3_server.port) as running:
+        yield running
+
+
+@pytest.fixture
+def faulty_s3(s3_bucket: str, _s3_proxy: proxy.Proxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[proxy.Proxy]:
+    """A proxy before the S3 server, which the environment now points to; it has no rules yet. Pauses are short."""
+    from infra.backends import s3_client
+
+    monkeypatch.setattr(s3_client, "BACKOFF_S", 0.01)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{_s3_proxy.port}")
+    _s3_proxy.reset()
+    yield _s3_proxy
+    _s3_proxy.reset()
 
 
 ALLOWED_SKIPS = ("this test needs its real files", "no chromium on this machine")

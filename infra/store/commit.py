@@ -8,13 +8,15 @@ a finished part. Two processes that make the same part write the same bytes, and
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 
 from infra.errors import StoreError
 from infra.storage import Storage
 from infra.store.manifest import FileEntry, PartManifest, StepManifest
 
 STEP_MANIFEST = "manifest.json"
+_RETRY = re.compile(r"manifest\.r[1-9][0-9]*\.json")
 PARTS = "parts"
 
 
@@ -66,6 +68,18 @@ def load_part(store: Storage, part: str) -> PartManifest:
     return PartManifest.load(store.get(name), store.url(name))
 
 
+def load_parts(store: Storage, parts: Iterable[str]) -> Iterator[PartManifest]:
+    """The manifests of several committed parts, in the order asked for; StoreError at one that is missing."""
+    names = [part_manifest_name(part) for part in parts]
+    for name, data in zip(names, store.get_many(names), strict=True):
+        yield PartManifest.load(data, store.url(name))
+
+
+def step_manifest_name(retry: int = 0) -> str:
+    """Where a step's manifest lies in its folder, or that of what its k-th retry added."""
+    return f"manifest.r{retry}.json" if retry else STEP_MANIFEST
+
+
 def done_parts(store: Storage) -> set[str]:
     """Names of the parts that are committed: one listing, no reading."""
     return {n.removesuffix(".json") for n in store.list(PARTS, ".json")}
@@ -75,8 +89,7 @@ def commit_step(store: Storage, manifest: StepManifest, parts: list[str]) -> Ste
     """Sums the parts' ledgers and tokens into the step's manifest and writes it, last of all."""
     digest = hashlib.blake2b(digest_size=16)
     rows, tokens = dict(manifest.rows), dict(manifest.tokens)
-    for part in parts:
-        p = load_part(store, part)
+    for p in load_parts(store, parts):
         digest.update(p.dump())
         rows[p.source] = rows[p.source] + p.rows if p.source in rows else p.rows
         for modality, count in p.tokens.items():
@@ -84,12 +97,25 @@ def commit_step(store: Storage, manifest: StepManifest, parts: list[str]) -> Ste
     manifest = manifest.model_copy(
         update={"rows": rows, "tokens": tokens, "parts": parts, "parts_digest": digest.hexdigest()}
     )
-    if store.put_new(STEP_MANIFEST, manifest.dump()):
+    name = step_manifest_name(manifest.retry)
+    if store.put_new(name, manifest.dump()):
         return manifest
-    return StepManifest.load(store.get(STEP_MANIFEST), store.url(STEP_MANIFEST))
+    return StepManifest.load(store.get(name), store.url(name))
 
 
 def load_step(store: Storage) -> StepManifest | None:
-    """The step's manifest, or None while it is not finished."""
-    data = store.get_or_none(STEP_MANIFEST)
-    return None if data is None else StepManifest.load(data, store.url(STEP_MANIFEST))
+    """The step's manifest together with what retries added, or None while it is not finished."""
+    manifest = load_own_manifest(store, 0)
+    if manifest is not None and (retries := [n for n in store.list(suffix=".json") if _RETRY.fullmatch(n)]):
+        for retry in sorted(int(n.split(".")[1][1:]) for n in retries):
+            later = load_own_manifest(store, retry)
+            if later is not None:
+                manifest = manifest.with_retry(later)
+    return manifest
+
+
+def load_own_manifest(store: Storage, retry: int) -> StepManifest | None:
+    """What the step itself (0) or one of its retries committed, and nothing else; None while it has not."""
+    name = step_manifest_name(retry)
+    data = store.get_or_none(name)
+    return None if data is None else StepManifest.load(data, store.url(name))

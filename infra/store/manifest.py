@@ -100,7 +100,10 @@ class PartManifest(_Manifest):
 
 
 class StepManifest(_Manifest):
-    """A finished step: the fingerprints it was made from, its ledger by source, and its parts."""
+    """A finished step: the fingerprints it was made from, its ledger by source, and its parts.
+
+    A later retry adds a manifest of its own beside it, ``manifest.r1.json``; the first one never changes.
+    """
 
     format: Literal["calumma-step"] = "calumma-step"
     inputs: dict[str, str] = {}
@@ -111,3 +114,32 @@ class StepManifest(_Manifest):
     """Names of the parts, in source and part order."""
     parts_digest: str = ""
     """blake2b over the parts' manifests in order: equal digests, equal stores."""
+    retry: int = 0
+    """0: the step itself; k: what the k-th retry added to it."""
+    retried: dict[str, dict[str, int]] = {}
+    """Of a retry: rows by source and error class that it took out of the step's quarantine to try them again."""
+
+    def with_retry(self, later: StepManifest) -> StepManifest:
+        """This step together with what a retry added: rows that were tried again count once, where they ended."""
+        rows = dict(self.rows)
+        for source in sorted({*later.rows, *later.retried}):
+            total = rows.get(source, Rows()) + later.rows.get(source, Rows())
+            again = later.retried.get(source, {})
+            left = {k: n - again.get(k, 0) for k, n in total.quarantined.items()}
+            rows[source] = total.model_copy(
+                update={
+                    "entered": total.entered - sum(again.values()),
+                    "quarantined": {k: n for k, n in left.items() if n},
+                }
+            )
+        tokens = {k: self.tokens.get(k, 0) + later.tokens.get(k, 0) for k in sorted({*self.tokens, *later.tokens})}
+        return self.model_copy(
+            update={
+                "rows": rows,
+                "tokens": tokens,
+                "parts": [*self.parts, *later.parts],
+                "parts_digest": f"{self.parts_digest}+{later.parts_digest}",
+                "facts": {**self.facts, **later.facts},
+                "retry": later.retry,
+            }
+        )

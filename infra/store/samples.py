@@ -6,7 +6,11 @@ import pyarrow as pa
 
 from infra.store.tables import FORMAT_KEY
 
-VERSION = 1
+VERSION = 2
+
+FACE = pa.struct([pa.field(name, pa.int32(), nullable=False) for name in ("x", "y", "width", "height")])
+"""A face's box in pixels of the upright original, from its upper left corner."""
+SCORE = pa.struct([pa.field("name", pa.string(), nullable=False), pa.field("value", pa.float32(), nullable=False)])
 
 IMAGE = pa.struct(
     [
@@ -15,6 +19,8 @@ IMAGE = pa.struct(
         pa.field("height", pa.int32(), nullable=False),
         pa.field("sha256", pa.binary(32), nullable=False),  # of the file's bytes
         pa.field("phash", pa.uint64(), nullable=False),
+        pa.field("url", pa.string(), nullable=False),
+        pa.field("faces", pa.list_(FACE), nullable=False),
     ]
 )
 SEGMENT = pa.struct([pa.field("role", pa.string()), pa.field("text", pa.string()), pa.field("image", pa.int32())])
@@ -32,6 +38,10 @@ SAMPLES = pa.schema(
         pa.field("captions", pa.list_(pa.string()), nullable=False),
         pa.field("segments", pa.list_(SEGMENT), nullable=False),
         pa.field("images", pa.list_(IMAGE), nullable=False),
+        pa.field("dropped_images", pa.int32(), nullable=False),  # pictures that the document goes without
+        pa.field("language", pa.string(), nullable=False),
+        pa.field("scores", pa.list_(SCORE), nullable=False),
+        pa.field("tokens", pa.binary(), nullable=False),  # kind tokens: ids, uint16 little-endian; else empty
     ],
     metadata={FORMAT_KEY: f"calumma-samples {VERSION}".encode()},
 )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import threading
 from pathlib import Path
 
@@ -75,8 +76,40 @@ def test_a_full_disk_is_said_and_leaves_nothing(tmp_path: Path, monkeypatch: pyt
 def test_memory_filesystem_behaves_alike() -> None:
     store = Storage("memory://calumma-test")
     assert store.put_new("m", b"1")
+    assert not store.put_new("m", b"2")
     store.put("a/b", b"2")
+    store.put("a/.c", b"3")
     assert store.get("a/b") == b"2"
-    assert store.list("a") == ["b"]
+    assert store.range("a/b", 0, 9) == b"2"
+    assert store.size("a/b") == 1
+    assert store.list("a", "b") == ["b"]
+    assert [f.name for f in store.find()] == ["a/b", "m"]
+    assert [f.name for f in store.find("a")] == ["a/b"]
+    assert list(store.get_many(["m", "a/b"])) == [b"1", b"2"]
+    assert store.get_or_none("no") is store.info("no") is store.info("a") is None
+    with pytest.raises(StoreError, match="no such file"):
+        store.get("no")
     with pytest.raises(StoreError, match="not on a local disk"):
         store.path("m")
+
+
+def test_a_pickled_storage_is_its_root(tmp_path: Path) -> None:
+    store = Storage(tmp_path)
+    store.put("x", b"1")
+    assert pickle.loads(pickle.dumps(store)).get("x") == b"1"
+    assert repr(store) == f"Storage({str(tmp_path)!r})"
+
+
+def test_a_missing_file_is_told_by_every_way_of_reading(tmp_path: Path) -> None:
+    store = Storage(tmp_path)
+    store.put("x", b"12345")
+    assert store.range("x", 1, 3) == b"23"
+    assert store.range("x", 4, 99) == b"5"
+    assert store.range("x", 9, 99) == b""
+    for read in (store.size, lambda n: store.range(n, 0, 1), lambda n: list(store.get_many(["x", n]))):
+        with pytest.raises(StoreError, match=f"{tmp_path}/no: no such file"):
+            read("no")
+    with pytest.raises(StoreError, match="no such file"), store.open("no"):
+        pass
+    with pytest.raises(FileNotFoundError, match="mine"), store.open("x"):
+        raise FileNotFoundError("mine")  # an error of the block is its own

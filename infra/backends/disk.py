@@ -1,0 +1,179 @@
+"""Storage on a local disk, or one that is mounted like it."""
+
+from __future__ import annotations
+
+import os
+import stat
+import uuid
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import IO
+
+from infra.backends.base import ASIDE, FileInfo
+from infra.errors import ResourceError, StoreError
+
+READERS = 8
+"""Files read at once by ``get_many``: of use on mounted disks, where each open waits for the network."""
+
+BATCH = 16
+"""Files that one of them reads in a row."""
+
+
+class Disk:
+    """A folder. Links to files count as files; links to folders are not followed below the root."""
+
+    def __init__(self, root: str) -> None:
+        self.root = Path(os.path.abspath(os.path.expanduser(root)))  # noqa: PTH100, PTH111 - resolve() follows links
+
+    def url(self, name: str) -> str:
+        return str(self.path(name))
+
+    def path(self, name: str) -> Path:
+        return self.root / name if name else self.root
+
+    # -- reading
+
+    def info(self, name: str) -> FileInfo | None:
+        try:
+            found = self.path(name).stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as e:
+            raise self._unreadable(name, e) from e
+        return _info(name, found) if stat.S_ISREG(found.st_mode) else None
+
+    def get(self, name: str) -> bytes:
+        with self.open(name) as f:
+            return f.read()
+
+    def get_many(self, names: Iterable[str]) -> Iterator[bytes]:
+        def read(batch: Sequence[str]) -> list[bytes]:  # a batch a task: on a fast disk the task costs more than a read
+            return [self.get(name) for name in batch]
+
+        waiting, todo = deque[Future[list[bytes]]](), iter(names)
+        batches = iter(lambda: tuple(islice(todo, BATCH)), ())
+        with ThreadPoolExecutor(READERS) as pool:
+            try:
+                waiting.extend(pool.submit(read, batch) for batch in islice(batches, 2 * READERS))
+                while waiting:
+                    yield from waiting.popleft().result()
+                    waiting.extend(pool.submit(read, batch) for batch in islice(batches, 1))
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def range(self, name: str, start: int, stop: int) -> bytes:
+        with self.open(name) as f:
+            f.seek(start)
+            return f.read(max(0, stop - start))
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[IO[bytes]]:
+        try:
+            f = open(self.path(name), "rb")  # noqa: SIM115 - closed below; an error inside the block is not ours
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as e:
+            raise FileNotFoundError(name) from e
+        except OSError as e:
+            raise self._unreadable(name, e) from e
+        with f:
+            yield f
+
+    def files(self, folder: str) -> Iterator[FileInfo]:
+        prefix = f"{folder}/" if folder else ""
+        for entry in self._scan(folder):
+            if not entry.name.startswith(ASIDE) and (found := _regular(entry)) is not None:
+                yield _info(prefix + entry.name, found)
+
+    def find(self, folder: str) -> Iterator[FileInfo]:
+        # A folder's place among its neighbours is that of its name with the slash: so whole names come in order.
+        levels = [iter(self._sorted(folder))]
+        while levels:
+            step = next(levels[-1], None)
+            if step is None:
+                levels.pop()
+            elif isinstance(step, FileInfo):
+                yield step
+            else:
+                levels.append(iter(self._sorted(step)))
+
+    def _sorted(self, folder: str) -> list[FileInfo | str]:
+        """A folder's files, and its folders as their names, in the order of whole names."""
+        prefix, found = f"{folder}/" if folder else "", list[tuple[str, FileInfo | str]]()
+        for entry in self._scan(folder):
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                found.append((entry.name + "/", prefix + entry.name))
+            elif (about := _regular(entry)) is not None:
+                found.append((entry.name, _info(prefix + entry.name, about)))
+        return [step for _, step in sorted(found, key=lambda f: f[0])]
+
+    def _scan(self, folder: str) -> list[os.DirEntry[str]]:
+        try:
+            with os.scandir(self.path(folder)) as entries:
+                return list(entries)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        except OSError as e:
+            raise self._unreadable(folder, e) from e
+
+    def _unreadable(self, name: str, error: OSError) -> StoreError:
+        return StoreError(f"{self.url(name)}: cannot be read ({error.strerror})")
+
+    # -- writing
+
+    def put(self, name: str, data: bytes) -> None:
+        target = self.path(name)
+        self._write_aside(target, data).replace(target)
+
+    def put_new(self, name: str, data: bytes) -> bool:
+        target = self.path(name)
+        aside = self._write_aside(target, data)
+        try:
+            os.link(aside, target)
+        except FileExistsError:
+            return False
+        finally:
+            aside.unlink()
+        return True
+
+    def delete(self, name: str) -> None:
+        self.path(name).unlink(missing_ok=True)
+
+    def sweep(self, folder: str) -> int:
+        found = list(self.path(folder).glob(f"{ASIDE}*")) if self.path(folder).is_dir() else []
+        for f in found:
+            f.unlink(missing_ok=True)
+        return len(found)
+
+    def _write_aside(self, target: Path, data: bytes) -> Path:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = target.parent / f"{ASIDE}{uuid.uuid4().hex}"
+        try:
+            with open(aside, "wb") as f:
+                f.write(data)
+                f.flush()
+                os.fsync(f.fileno())
+        except OSError as e:
+            aside.unlink(missing_ok=True)
+            raise ResourceError(
+                f"{target}: could not write {len(data):,} bytes ({e.strerror}). "
+                "Free some space or choose another folder with --workdir, then run again: finished parts are kept."
+            ) from e
+        return aside
+
+
+def _regular(entry: os.DirEntry[str]) -> os.stat_result | None:
+    """What the disk says of a file or a link to one; None for anything else, and for what has just gone."""
+    try:
+        found = entry.stat()
+    except OSError:  # a link to nowhere
+        return None
+    return found if stat.S_ISREG(found.st_mode) else None
+
+
+def _info(name: str, found: os.stat_result) -> FileInfo:
+    return FileInfo(name, found.st_size, str(found.st_mtime_ns))
