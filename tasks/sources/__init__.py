@@ -20,6 +20,13 @@ READERS: dict[str, str] = {
     "text": "tasks.sources.text:TextFiles",
     "interleaved": "tasks.sources.interleaved:InterleavedFiles",
     "messages": "tasks.sources.messages:MessageFiles",
+    "webdataset": "tasks.sources.webdataset:WebdatasetFiles",
+    "img2dataset": "tasks.sources.img2dataset:Img2dataset",
+    "pairs-parquet": "tasks.sources.pairs_parquet:PairsParquet",
+    "obelics": "tasks.sources.obelics:Obelics",
+    "html": "tasks.sources.html:HtmlFiles",
+    "markdown": "tasks.sources.markdown:MarkdownFiles",
+    "tokens": "tasks.sources.tokens:TokenFiles",
 }
 """Short names of the readers that come with Calumma."""
 

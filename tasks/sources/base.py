@@ -11,6 +11,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
@@ -19,6 +20,7 @@ from pydantic import ValidationError
 from infra.config import Config
 from infra.errors import SourceError
 from tasks.sources.config import SourceConfig
+from tasks.sources.root import Root
 
 Options = TypeVar("Options", bound=Config)
 Entry = TypeVar("Entry")
@@ -31,19 +33,25 @@ class WorkItem:
     source: str
     index: int
     locator: dict[str, Any]
+    retry: int = 0
+    """0: the item as listed; k: its samples that the k-th ``calumma retry`` reads again, by ``locator["keys"]``."""
 
     @property
     def part(self) -> str:
-        """The name of every part made from this item: ``emoji-00003``."""
-        return f"{self.source}-{self.index:05d}"
+        """The name of every part made from this item: ``emoji-000003``, of its first retry ``emoji-000003.r1``."""
+        return f"{self.source}-{self.index:06d}" + (f".r{self.retry}" if self.retry else "")
 
 
 @dataclass(frozen=True, slots=True)
 class RawImage:
-    """A picture as its file's bytes, not decoded. ``data`` is None where the source names one that is missing."""
+    """A picture as its file's bytes, not decoded. ``data`` is None where the source names one that is not there."""
 
     name: str
     data: bytes | None
+    url: str = ""
+    """Where it came from, if the source says so; a removal list may name it."""
+    error: str = "missing-image"
+    """Why ``data`` is None: a class of ``tasks/sources/faults.py``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +68,12 @@ class Segment:
 class RawSample:
     """One pair, text, interleaved document or conversation, as read.
 
-    Pairs have one image and ``captions``; everything else has ``segments`` (a text has one).
+    Pairs have one image and ``captions``; what is tokenised already has ``tokens``; everything else has ``segments``
+    (a text has one).
     """
 
     key: str
-    """Unique and stable within the source: ``1f34e.png``, ``docs.jsonl#17``."""
+    """Unique and stable within the source: ``1f34e.png``, ``docs.jsonl@1024`` (a line, by the byte it begins at)."""
     file: str
     row: int
     captions: tuple[str, ...] = ()
@@ -73,6 +82,8 @@ class RawSample:
     licence: str = ""
     category: str = ""
     """For conversations: text, code, visual-chat, image-generation, interleaved-generation, safety."""
+    tokens: bytes = b""
+    """Of kind ``tokens``: vocabulary ids, uint16 little-endian, without ``<s>`` and ``</s>``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +93,18 @@ class BadRow:
     file: str
     row: int
     error: str
-    """Class, in kebab-case: ``bad-json``, ``missing-field``, ``missing-image``."""
+    """A class of ``tasks/sources/faults.py``: ``bad-json``, ``missing-field``, ``damaged-file``."""
     message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EndOfRange:
+    """The last thing that a reader of a byte range yields: how many lines of the file the range covers.
+
+    ``scan`` numbers the ranges of a file by it, since nobody counts lines before they are read.
+    """
+
+    lines: int
 
 
 @runtime_checkable
@@ -98,7 +119,7 @@ class Source(Protocol):
         """Work items of about ``target`` samples, in order, without reading the samples."""
         ...
 
-    def read(self, item: WorkItem) -> Iterator[RawSample | BadRow]:
+    def read(self, item: WorkItem) -> Iterator[RawSample | BadRow | EndOfRange]:
         """The item's samples in order; never raises for one bad row."""
         ...
 
@@ -140,22 +161,24 @@ class BaseSource:
                     lines.append(f"option {key or 'options'}: {fault['msg'].removeprefix('Value error, ')}")
             raise SourceError(f"source {self.config.name} ({self.config.type}): " + "; ".join(lines)) from e
 
-    def root(self) -> Path:
-        """The file or folder that ``path`` names; SourceError if there is none."""
-        if self.config.path is None:
+    def root(self) -> Root:
+        """The file or folder that ``path`` names; SourceError if there is nothing. Looked for once."""
+        return self._root
+
+    @cached_property
+    def _root(self) -> Root:
+        path = self.config.path
+        if path is None:
             raise SourceError(f"source {self.config.name} ({self.config.type}): set `path` to its file or folder")
-        if "://" in self.config.path:
+        url = path if "://" in path else str(self.folder / Path(path).expanduser())
+        found = Root.of(url)
+        if found is None:
+            there = "relative paths start at the recipe's folder, " + str(self.folder.resolve())
             raise SourceError(
-                f"source {self.config.name}: path is {self.config.path}; sources are read from local disks, "
-                "so mount or copy it and give that path"
+                f"source {self.config.name}: there is nothing at {url}. Correct `path`"
+                + (f"; {there}." if "://" not in path else ": a file, or what the names of several begin with.")
             )
-        path = self.folder / Path(self.config.path).expanduser()
-        if not path.exists():
-            raise SourceError(
-                f"source {self.config.name}: {path} does not exist. Correct `path`; "
-                f"relative paths start at the recipe's folder, {self.folder.resolve()}."
-            )
-        return path
+        return found
 
 
 class EmbeddedSource(BaseSource, ABC, Generic[Entry]):

@@ -1,26 +1,38 @@
-"""What the readers of files share: listing, cutting into work items, reading lines and pictures safely.
+"""What the readers of files share: listing, names that stay in their folder, reading pictures, texts and archives.
 
-Everything a file can contain is treated as hostile: a name never leads out of its folder, a damaged line or archive
-becomes a :class:`~tasks.sources.base.BadRow`. Rows are line numbers counted from 1, as editors and ``sed -n 17p`` do.
+Everything a file can contain is treated as hostile: a name never leads out of its folder, what is read into memory has
+a bound, and a damaged row, file or archive becomes a :class:`~tasks.sources.base.BadRow`.
 """
 
 from __future__ import annotations
 
-import gzip
-import json
 import os
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import posixpath
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from infra.errors import SourceError
-from tasks.sources.base import BadRow, RawImage, digest_of
+from infra.errors import ResourceError, SourceError, StoreError
+from infra.storage import FileInfo, Storage
+from tasks.sources.base import RawImage, digest_of
+from tasks.sources.packed import COMPRESSED as COMPRESSED
+from tasks.sources.packed import DAMAGED as DAMAGED
+from tasks.sources.packed import opened as opened
+from tasks.sources.root import Root as Root
 
-BLOCK = 1 << 20
 MAX_FILE_BYTES = 1 << 29
 """A picture or a plain text that is larger is not read into memory."""
+MAX_NAME_BYTES = 255
+"""Longest part of a name that disks have."""
+MAX_KEY_BYTES = 1024
+"""Longest name that S3 has."""
+AT_ONCE = 16
+"""Samples whose pictures are fetched at the same time."""
+Given = TypeVar("Given")
+Made = TypeVar("Made")
 
 
 class UnusableRow(Exception):
@@ -31,167 +43,161 @@ class UnusableRow(Exception):
         self.error, self.message = error, message
 
 
-@dataclass(frozen=True, slots=True)
-class LineRange:
-    """Lines of a file: bytes ``start`` to ``stop``, the first of them being line ``row``. ``stop`` None: to the end."""
-
-    start: int
-    stop: int | None
-    row: int
-
-    def locator(self, file: str) -> dict[str, Any]:
-        return {"file": file, "start": self.start, "stop": self.stop, "row": self.row}
-
-    @classmethod
-    def of(cls, locator: dict[str, Any]) -> LineRange:
-        return cls(locator["start"], locator["stop"], locator["row"])
-
-
 # -- listing
 
 
-def list_files(root: Path, wanted: Callable[[str], bool]) -> list[str]:
-    """Names below ``root`` (or its own, if a file) that are wanted, sorted; not hidden ones, nor in linked folders."""
-    if root.is_file():
-        return [root.name]
-    found = []
-    for folder, folders, names in os.walk(root):
-        folders[:] = sorted(f for f in folders if not f.startswith("."))
-        base = Path(folder).relative_to(root)
-        paths = ((base / n).as_posix() for n in names if not n.startswith("."))
-        found += [p for p in paths if wanted(p) and (root / p).is_file()]
-    return sorted(found)
+def listing_digest(kind: str, files: Iterable[FileInfo]) -> str:
+    """Identity of files by name, size and stamp, without reading them. ``kind`` names the format and its version."""
+    return digest_of(kind, *(f"{f.name} {f.size} {f.stamp}" for f in files))
 
 
-def files_digest(kind: str, root: Path, names: Sequence[str]) -> str:
-    """Identity of files by name, size and time of change, without reading them."""
-    stats = ((name, (root / name).stat()) for name in names)
-    return digest_of(kind, *(f"{name} {s.st_size} {s.st_mtime_ns}" for name, s in stats))
+def ends_in(*suffixes: str) -> Callable[[str], bool]:
+    """Whether a name ends in one of these, in small or capital letters."""
+    return lambda name: name.lower().endswith(suffixes)
 
 
-def folder_slices(root: Path, wanted: Callable[[str], bool], target: int) -> Iterator[dict[str, Any]]:
-    """Locators of at most ``target`` wanted files of one folder: its first and last name, not all of them."""
-    by_folder: dict[str, list[str]] = {}
-    for name in list_files(root, wanted):
-        folder, _, last = name.rpartition("/")
-        by_folder.setdefault(folder, []).append(last)
-    for folder, names in sorted(by_folder.items()):
-        for start in range(0, len(names), target):
-            some = names[start : start + target]
-            yield {"folder": folder, "first": some[0], "last": some[-1], "row": start + 1}
+def images_storage(source: str, base: Storage, name: str | None) -> Storage:
+    """Where pictures' names start from: an option, relative to the list's folder or an address; SourceError if absent.
 
-
-def slice_files(root: Path, locator: dict[str, Any], wanted: Callable[[str], bool]) -> list[str]:
-    """The names, relative to ``root``, that a folder slice stands for, sorted."""
-    folder = locator["folder"]
-    names = (f"{folder}/{e.name}" if folder else e.name for e in os.scandir(root / folder) if e.is_file())
-    first, last = locator["first"], locator["last"]
-    return sorted(n for n in names if first <= n.rpartition("/")[2] <= last and wanted(n))
-
-
-# -- lines
-
-
-def line_ranges(
-    path: Path, target: int, belong: Callable[[bytes, bytes], bool] | None = None, first_row: int = 1
-) -> Iterator[LineRange]:
-    """Cuts a file into ranges of ``target`` lines; a compressed file is one range.
-
-    ``belong(a, b)`` says that line b must stay with the line a before it. Lines before ``first_row`` are passed over.
-    The file is read once to count its lines, so that every row has its true number.
+    On S3 a folder exists only by what is in it; one that is not there shows as pictures that are missing.
     """
-    if path.suffix == ".gz":
-        yield LineRange(0, None, first_row)
+    if name is None:
+        return base
+    if "://" in name:
+        return Storage(name)
+    if not base.local:
+        kind, _, rest = base.root.partition("://")
+        return Storage(f"{kind}://{posixpath.normpath(posixpath.join(rest, name))}")
+    folder = base.path() / name
+    if not folder.is_dir():
+        raise SourceError(f"source {source}: {folder} is not a folder; correct option `images`")
+    return Storage(folder)
+
+
+# -- slices of folders
+
+
+def folder_slices(files: Iterable[FileInfo], target: int) -> Iterator[dict[str, Any]]:
+    """Locators of at most ``target`` files of one folder: its first and last name, not all of them.
+
+    ``files`` are in order of their names, so that a folder is done when a name outside it comes.
+    """
+    open_: list[dict[str, Any]] = []  # a slice for each folder that may go on: those around the present one
+    for file in files:
+        folder, _, name = file.name.rpartition("/")
+        while open_ and not f"{folder}/".startswith(f"{open_[-1]['folder']}/") and open_[-1]["folder"]:
+            yield from _closed(open_.pop())
+        if not open_ or open_[-1]["folder"] != folder:
+            open_.append({"folder": folder, "row": 1, "count": 0})
+        now = open_[-1]
+        now |= {"first": now.get("first", name), "last": name, "count": now["count"] + 1}
+        if now["count"] == target:
+            yield from _closed(now)
+            open_[-1] = {"folder": folder, "row": now["row"] + target, "count": 0}
+    while open_:
+        yield from _closed(open_.pop())
+
+
+def _closed(slice_: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    if slice_["count"]:
+        yield {k: slice_[k] for k in ("folder", "first", "last", "row")}
+
+
+def slice_files(storage: Storage, locator: dict[str, Any], wanted: Callable[[str], bool]) -> list[str]:
+    """The names, relative to the storage, that a folder slice stands for, sorted."""
+    folder, first, last = locator["folder"], locator["first"], locator["last"]
+    names = (n for n in storage.list(folder) if first <= n <= last and not n.startswith("."))
+    return [n for n in (f"{folder}/{n}" if folder else n for n in names) if wanted(n)]
+
+
+# -- reading
+
+
+def ahead(storage: Storage, work: Callable[[Given], Made], given: Iterable[Given]) -> Iterator[Made]:
+    """``map(work, given)``; where the storage is far away, several at once, in order, a few of them held."""
+    if storage.local:
+        yield from map(work, given)
         return
-    with open(path, "rb") as f:
-        for _ in range(first_row - 1):
-            f.readline()
-        start, row = f.tell(), first_row
-        while True:
-            count, last = _skip_lines(f, target)
-            while last and belong is not None:  # move the cut to where the next line no longer belongs to the last
-                position = f.tell()
-                line = f.readline()
-                if not line or not belong(last, line):
-                    f.seek(position)
-                    break
-                count, last = count + 1, line
-            stop = f.tell()
-            if stop == start:
-                return
-            yield LineRange(start, stop, row)
-            start, row = stop, row + count
-
-
-def _skip_lines(f: Any, count: int) -> tuple[int, bytes]:
-    """Moves past ``count`` lines, or to the end; how many they were, and the last one."""
-    number, last = 0, b""
-    for number, last in enumerate(f, 1):  # noqa: B007
-        if number == count:
-            break
-    return number, last
-
-
-def read_lines(path: Path, lines: LineRange) -> Iterator[tuple[int, bytes] | BadRow]:
-    """Row number and bytes of each line that is not blank. A damaged archive ends in one BadRow."""
-    row = lines.row - 1
-    try:
-        if path.suffix == ".gz":
-            with gzip.open(path, "rb") as f:
-                for number, line in enumerate(f, 1):
-                    if number >= lines.row:
-                        row = number
-                        if line.strip():
-                            yield row, line
-            return
-        with open(path, "rb") as plain:
-            plain.seek(lines.start)
-            position = lines.start
-            while lines.stop is None or position < lines.stop:
-                line = plain.readline()
-                if not line:
-                    return
-                row, position = row + 1, position + len(line)
-                if line.strip():
-                    yield row, line
-    except (OSError, EOFError, zlib.error) as e:
-        yield BadRow(path.name, row + 1, "damaged-file", f"{e}; the rows before it were read")
-
-
-def json_rows(path: Path, lines: LineRange) -> Iterator[tuple[int, dict[str, Any]] | BadRow]:
-    """Row number and content of each JSON object."""
-    for line in read_lines(path, lines):
-        if isinstance(line, BadRow):
-            yield line
-            continue
-        row, data = line
+    waiting, todo = deque[Future[Made]](), iter(given)
+    with ThreadPoolExecutor(AT_ONCE) as pool:
         try:
-            content = json.loads(data)
-        except UnicodeDecodeError as e:
-            yield BadRow(path.name, row, "not-utf-8", str(e))
-        except (ValueError, RecursionError) as e:
-            yield BadRow(path.name, row, "bad-json", str(e))
-        else:
-            if isinstance(content, dict):
-                yield row, content
-            else:
-                yield BadRow(path.name, row, "bad-json", f"expected an object, got {type(content).__name__}")
+            waiting.extend(pool.submit(work, thing) for thing in islice(todo, 2 * AT_ONCE))
+            while waiting:
+                yield waiting.popleft().result()
+                waiting.extend(pool.submit(work, thing) for thing in islice(todo, 1))
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
-def read_plain(path: Path) -> str:
+def read_plain(storage: Storage, name: str) -> str:
     """A whole text file, compressed or not; UnusableRow if it is damaged, too large or not UTF-8."""
-    opener = gzip.open if path.suffix == ".gz" else open
     try:
-        with opener(path, "rb") as f:
+        with opened(storage, name) as f:
             data = f.read(MAX_FILE_BYTES + 1)
-    except (OSError, EOFError, zlib.error) as e:
+    except DAMAGED as e:
         raise UnusableRow("damaged-file", str(e)) from e
+    except (StoreError, ResourceError) as e:
+        raise UnusableRow("read-error", str(e)) from e
     if len(data) > MAX_FILE_BYTES:
         raise UnusableRow("too-large", f"more than {MAX_FILE_BYTES:,} bytes of text")
     try:
-        return bytes(data).decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as e:
         raise UnusableRow("not-utf-8", str(e)) from e
+
+
+def load_image(storage: Storage, name: str, url: str = "") -> RawImage:
+    """A picture's bytes; without them and with the fault's class where there is no such file or it cannot be read.
+
+    UnusableRow if the name is none, leads out of the folder, or names a file that is too large.
+    """
+    path = inside(storage, name)
+    try:
+        found = storage.info(path)
+        if found is not None and found.size > MAX_FILE_BYTES:
+            raise UnusableRow("too-large", f"{name}: {found.size:,} bytes; at most {MAX_FILE_BYTES:,} are read")
+        data = None if found is None else storage.get_or_none(path)
+    except (StoreError, ResourceError, OSError):
+        return RawImage(name, None, url, "read-error")
+    return RawImage(name, data, url)
+
+
+def inside(storage: Storage, name: str) -> str:
+    """A name within a storage in its shortest form, links on disks followed; empty for the storage's own folder.
+
+    UnusableRow ``path-escape`` if it leads elsewhere, ``bad-name`` if no file can have it.
+    """
+    shown = repr(name[:200])
+    try:
+        encoded = os.fsencode(name) if storage.local else name.encode()
+    except UnicodeEncodeError as e:
+        raise UnusableRow("bad-name", f"{shown} is not a file name ({e.reason})") from e
+    too_long = max(map(len, encoded.split(b"/"))) > MAX_NAME_BYTES if storage.local else len(encoded) > MAX_KEY_BYTES
+    if too_long or b"\0" in encoded:
+        raise UnusableRow("bad-name", f"{shown} is not a file name (it is too long, or has a NUL in it)")
+    if not storage.local:
+        path = posixpath.normpath(name) if name else "."
+        if path.startswith(("/", "../")) or path == "..":
+            raise UnusableRow("path-escape", f"{shown} leads out of its folder")
+        return "" if path == "." else path
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if ".." not in parts and not name.startswith("/") and not _has_link(storage.path(), parts):
+        return "/".join(parts)
+    try:
+        root = storage.path().resolve()
+        path_ = (root / name).resolve()
+    except (OSError, ValueError, RuntimeError) as e:  # a loop of links
+        raise UnusableRow("bad-name", f"{shown} is not a file name ({e})") from e
+    if not path_.is_relative_to(root):
+        raise UnusableRow("path-escape", f"{shown} leads out of its folder")
+    found = path_.relative_to(root).as_posix()
+    return "" if found == "." else found
+
+
+def _has_link(root: Path, parts: list[str]) -> bool:
+    """Whether one of the steps from a folder to a file in it is a link; following all of them costs much more."""
+    path = str(root)
+    return any(os.path.islink(path := f"{path}/{part}") for part in parts)  # noqa: PTH114 - half as fast as a Path
 
 
 # -- fields
@@ -222,39 +228,3 @@ def optional_text(row: dict[str, Any], name: str | None) -> str:
     """A field's text, or nothing."""
     value = row.get(name) if name else None
     return value if isinstance(value, str) else ""
-
-
-# -- pictures
-
-
-def load_image(folder: Path, name: str) -> RawImage:
-    """A picture's bytes; None in them where there is no such file. UnusableRow if the name leads out of the folder."""
-    path = inside(folder, name)
-    try:
-        if not path.is_file():
-            return RawImage(name, None)
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise UnusableRow("too-large", f"{name}: more than {MAX_FILE_BYTES:,} bytes")
-        return RawImage(name, path.read_bytes())
-    except OSError:
-        return RawImage(name, None)
-
-
-def inside(folder: Path, name: str) -> Path:
-    """The path of a name within a folder, links followed; UnusableRow ``path-escape`` if it leads elsewhere."""
-    try:
-        root = folder.resolve()
-        path = (root / name).resolve()
-    except (OSError, ValueError, RuntimeError) as e:  # too long, a NUL in it, a loop of links
-        raise UnusableRow("bad-name", f"{name[:200]!r} is not a file name ({e})") from e
-    if not path.is_relative_to(root):
-        raise UnusableRow("path-escape", f"{name[:200]!r} leads out of its folder")
-    return path
-
-
-def images_folder(source: str, base: Path, name: str | None) -> Path:
-    """The folder that pictures' names start from: an option relative to the list's folder; SourceError if absent."""
-    folder = base if name is None else base / name
-    if not folder.is_dir():
-        raise SourceError(f"source {source}: {folder} is not a folder; correct option `images`")
-    return folder

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 from infra.config import Config
+from infra.storage import Storage
 from tasks.sources.base import RawImage, RawSample, Segment
 from tasks.sources.files import (
     UnusableRow,
     field,
-    images_folder,
+    images_storage,
     load_image,
     optional_text,
     text_field,
 )
 from tasks.sources.jsonl import JsonlSource, Maker
+from tasks.sources.lines import JsonRow
 
 BETWEEN = "\n\n"
 """Between two segments; a picture is a paragraph of its own."""
@@ -25,33 +26,36 @@ class InterleavedOptions(Config):
     """Options of type ``interleaved``."""
 
     segments: str = "segments"
-    """Field with the list: texts, ``{"type": "text" | "heading", "text": …}``, ``{"type": "image", "image": name}``."""
+    """Field with the list: texts, ``{"type": "text" | "heading", "text": …}``, ``{"type": "image", "image": name}``,
+    the last also with the ``url`` that the picture came from."""
     title: str | None = "title"
     """Field with the document's title, written first as a heading, where it has one."""
     images: str | None = None
-    """Folder that the pictures' names start from, relative to the file's folder; None: that folder."""
+    """Folder that the pictures' names start from, relative to the folder that ``path`` is or lies in, or an address;
+    None: that folder."""
     caption: Literal["caption", "alt", "none"] = "caption"
     """Which of a picture's own texts follows it as a paragraph."""
     licence: str | None = "licence"
 
 
 class InterleavedFiles(JsonlSource):
-    """Documents of the file ``path``. One whose picture is missing is quarantined by ``scan``."""
+    """Documents of JSONL files. A picture that is missing or cannot be read stays in its place, without its bytes."""
 
-    format = "interleaved 1"
+    format = "interleaved 2"
 
-    def maker(self, folder: Path) -> Maker:
+    def maker(self, storage: Storage) -> Maker:
         options = self.options(InterleavedOptions)
-        images = images_folder(self.config.name, folder, options.images)
-        return lambda name, row, content: _sample(name, row, content, options, images)
+        images = images_storage(self.config.name, storage, options.images)
+        return lambda file, line: _sample(file, line, options, images)
 
 
 def segments_from(
-    value: Any, folder: Path, role: str = "", first: int = 0, caption: str = "none"
+    value: Any, images: Storage, role: str = "", first: int = 0, caption: str = "none"
 ) -> tuple[list[Segment], list[RawImage]]:
     """A list of segments in JSON as ours, paragraphs parted by an empty line; pictures count from ``first`` on.
 
-    UnusableRow if it is not such a list, or a picture's name leads out of ``folder``.
+    A picture that is missing, or of which name or file are unusable, says so in its ``error``. UnusableRow if ``value``
+    is not such a list.
     """
     if not isinstance(value, list):
         raise UnusableRow("bad-field", f"segments are {type(value).__name__}; expected a list")
@@ -64,13 +68,24 @@ def segments_from(
             raise UnusableRow("bad-field", f"a segment is {type(entry).__name__}; expected a text or an object")
         kind = entry.get("type", "image" if "image" in entry else "text")
         if kind == "image":
-            blocks.append(load_image(folder, text_field(entry, "image")))
+            blocks.append(_image(images, entry))
             blocks.append(optional_text(entry, caption))
         elif kind in ("text", "heading"):
             blocks.append(("## " if kind == "heading" else "") + text_field(entry, "text"))
         else:
             raise UnusableRow("bad-field", f"a segment has type {kind!r}; expected text, heading or image")
     return _parted([b for b in blocks if b], role, first)
+
+
+def _image(images: Storage, entry: dict[str, Any]) -> RawImage:
+    url = optional_text(entry, "url")
+    if entry.get("image") is None:
+        return RawImage("", None, url)
+    name = text_field(entry, "image")
+    try:
+        return load_image(images, name, url)
+    except UnusableRow as e:
+        return RawImage(name, None, url, e.error)
 
 
 def _parted(blocks: list[str | RawImage], role: str, first: int) -> tuple[list[Segment], list[RawImage]]:
@@ -93,11 +108,11 @@ def _parted(blocks: list[str | RawImage], role: str, first: int) -> tuple[list[S
     return segments, images
 
 
-def _sample(file: str, row: int, content: dict[str, Any], options: InterleavedOptions, folder: Path) -> RawSample:
-    value = field(content, options.segments)
-    title = optional_text(content, options.title)
+def _sample(file: str, line: JsonRow, options: InterleavedOptions, folder: Storage) -> RawSample:
+    value = field(line.content, options.segments)
+    title = optional_text(line.content, options.title)
     if title and isinstance(value, list):
         value = [f"# {title}", *value]
     segments, images = segments_from(value, folder, caption=options.caption)
-    licence = optional_text(content, options.licence)
-    return RawSample(f"{file}#{row}", file, row, segments=tuple(segments), images=tuple(images), licence=licence)
+    licence = optional_text(line.content, options.licence)
+    return RawSample(line.key, file, line.row, segments=tuple(segments), images=tuple(images), licence=licence)

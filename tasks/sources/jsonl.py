@@ -1,51 +1,44 @@
-"""What sources of one JSONL file share: a sample a line, in work items of whole lines."""
+"""What sources of JSONL files share: a sample a line, in work items of whole lines."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from infra.errors import SourceError
-from tasks.sources.base import BadRow, BaseSource, RawSample, WorkItem
-from tasks.sources.files import LineRange, UnusableRow, files_digest, json_rows, line_ranges
+from infra.storage import Storage
+from tasks.sources.base import BadRow, EndOfRange, RawSample, WorkItem
+from tasks.sources.files import COMPRESSED, UnusableRow, ahead
+from tasks.sources.lines import JsonRow, json_rows, line_items
+from tasks.sources.listed import ListedSource
 
-Maker = Callable[[str, int, dict[str, Any]], RawSample]
-"""Makes a sample of (file name, row, the line's content); UnusableRow where it cannot."""
+JSONL = (".jsonl", *(f".jsonl{packed}" for packed in COMPRESSED))
+Maker = Callable[[str, JsonRow], RawSample]
+"""Makes a sample of (file name, line); UnusableRow where it cannot."""
 
 
-class JsonlSource(BaseSource):
-    """The file ``path``, plain or ``.gz``. A subclass names its ``format`` and says how a line becomes a sample."""
+class JsonlSource(ListedSource):
+    """The JSONL files that ``path`` names: one, or all below a folder; plain, ``.gz`` or ``.zst``."""
 
-    format: ClassVar[str]
-    """Name and version of how lines are read; another version is another content."""
+    suffixes = JSONL
 
-    def maker(self, folder: Path) -> Maker:
-        """How a line becomes a sample; ``folder`` is the file's."""
-        raise NotImplementedError
+    @abstractmethod
+    def maker(self, storage: Storage) -> Maker:
+        """How a line becomes a sample; ``storage`` is of the folder that ``path`` is or lies in."""
 
-    def digest(self) -> str:
-        return files_digest(self.format, self._file().parent, [self._file().name])
+    def locators(self, target: int) -> Iterator[dict[str, Any]]:
+        return line_items(self.root().storage, self.files(), target)
 
-    def work_items(self, target: int) -> Iterator[WorkItem]:
-        for index, lines in enumerate(line_ranges(self._file(), target)):
-            yield WorkItem(self.config.name, index, lines.locator(self._file().name))
+    def read(self, item: WorkItem) -> Iterator[RawSample | BadRow | EndOfRange]:
+        storage, file = self.root().storage, item.locator["file"]
+        make = self.maker(storage)
 
-    def read(self, item: WorkItem) -> Iterator[RawSample | BadRow]:
-        path = self._file()
-        make = self.maker(path.parent)
-        for found in json_rows(path, LineRange.of(item.locator)):
-            if isinstance(found, BadRow):
-                yield found
-                continue
-            row, content = found
+        def sample(found: JsonRow | BadRow | EndOfRange) -> RawSample | BadRow | EndOfRange:
+            if not isinstance(found, JsonRow):
+                return found
             try:
-                yield make(path.name, row, content)
+                return make(file, found)
             except UnusableRow as e:
-                yield BadRow(path.name, row, e.error, e.message)
+                return BadRow(file, found.row, e.error, e.message)
 
-    def _file(self) -> Path:
-        path = self.root()
-        if not path.is_file() or not path.name.endswith((".jsonl", ".jsonl.gz")):
-            raise SourceError(f"source {self.config.name}: {path} is not a JSONL file; set `path` to one")
-        return path
+        yield from ahead(storage, sample, json_rows(storage, item.locator))

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 from infra.config import Config
+from infra.storage import Storage
 from tasks.sources.base import RawImage, RawSample, Segment
 from tasks.sources.files import (
     UnusableRow,
     field,
-    images_folder,
+    images_storage,
     load_image,
     optional_text,
     text_field,
 )
 from tasks.sources.interleaved import segments_from
 from tasks.sources.jsonl import JsonlSource, Maker
+from tasks.sources.lines import JsonRow
 
 ROLES = {"user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant", "model": "assistant"}
 Category = Literal["text", "code", "visual-chat", "image-generation", "interleaved-generation", "safety"]
@@ -43,36 +44,37 @@ class MessageOptions(Config):
     placeholder: str = "<image>"
     """In a turn's text, where the next picture of ``image`` is shown; pictures left over come first."""
     images: str | None = None
-    """Folder that the pictures' names start from, relative to the file's folder; None: that folder."""
+    """Folder that the pictures' names start from, relative to the folder that ``path`` is or lies in, or an address;
+    None: that folder."""
     licence: str | None = "licence"
 
 
 class MessageFiles(JsonlSource):
-    """Conversations of the file ``path``, one a line."""
+    """Conversations of JSONL files, one a line."""
 
-    format = "messages 1"
+    format = "messages 2"
 
-    def maker(self, folder: Path) -> Maker:
+    def maker(self, storage: Storage) -> Maker:
         options = self.options(MessageOptions)
-        pictures = images_folder(self.config.name, folder, options.images)
+        pictures = images_storage(self.config.name, storage, options.images)
         converse = _from_fields if options.turns is None else _from_turns
 
-        def make(name: str, row: int, content: dict[str, Any]) -> RawSample:
-            segments, images = converse(content, options, pictures)
+        def make(file: str, line: JsonRow) -> RawSample:
+            segments, images = converse(line.content, options, pictures)
             return RawSample(
-                f"{name}#{row}",
-                name,
-                row,
+                line.key,
+                file,
+                line.row,
                 segments=tuple(segments),
                 images=tuple(images),
-                licence=optional_text(content, options.licence),
+                licence=optional_text(line.content, options.licence),
                 category=options.category,
             )
 
         return make
 
 
-def _from_fields(row: dict[str, Any], options: MessageOptions, folder: Path) -> tuple[list[Segment], list[RawImage]]:
+def _from_fields(row: dict[str, Any], options: MessageOptions, folder: Storage) -> tuple[list[Segment], list[RawImage]]:
     images = [load_image(folder, name) for name in _names(row, options.image)]
     segments = [Segment(image=n, role="user") for n in range(len(images))]
     prompt = _prompt(row, options)
@@ -118,7 +120,7 @@ def _names(row: dict[str, Any], name: str | None) -> list[str]:
     return names
 
 
-def _from_turns(row: dict[str, Any], options: MessageOptions, folder: Path) -> tuple[list[Segment], list[RawImage]]:
+def _from_turns(row: dict[str, Any], options: MessageOptions, folder: Storage) -> tuple[list[Segment], list[RawImage]]:
     assert options.turns is not None
     turns = field(row, options.turns)
     if not isinstance(turns, list) or not all(isinstance(t, dict) for t in turns):

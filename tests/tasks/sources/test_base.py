@@ -27,7 +27,7 @@ def test_a_wrong_type_lists_the_known_ones() -> None:
         open_source(SourceConfig(name="s", type="tasks.sources.base:BaseSource", kind="text"))
 
 
-@pytest.mark.parametrize("path", [None, "nowhere.jsonl", "s3://bucket/x"])
+@pytest.mark.parametrize("path", [None, "nowhere.jsonl", "memory://nowhere/x"])
 def test_a_wrong_path_is_named(path: str | None, tmp_path: Path) -> None:
     config = SourceConfig(name="mine", type="pairs", kind="pairs", path=path)
     with pytest.raises(SourceError, match="source mine") as e:

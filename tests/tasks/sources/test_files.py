@@ -1,110 +1,31 @@
 from __future__ import annotations
 
 import gzip
-import itertools
 import json
 from pathlib import Path
 
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.sources.base import BadRow
+from infra.errors import SourceError, StoreError
+from infra.storage import FileInfo, Storage
+from tasks.sources import files
 from tasks.sources.files import (
-    LineRange,
     UnusableRow,
+    ahead,
     field,
     folder_slices,
+    images_storage,
     inside,
-    json_rows,
-    line_ranges,
-    list_files,
+    listing_digest,
     load_image,
-    read_lines,
     read_plain,
     slice_files,
 )
 
-LINES = st.lists(st.sampled_from([b"", b"a", b"a 1", b"bb", b"\xff", b"long " * 50]), max_size=30)
-
-
-def all_lines(path: Path, target: int, **options: object) -> list[tuple[int, bytes]]:
-    found: list[tuple[int, bytes]] = []
-    for lines in line_ranges(path, target, **options):  # type: ignore[arg-type]
-        for line in read_lines(path, LineRange.of(json.loads(json.dumps(lines.locator("x"))))):
-            assert not isinstance(line, BadRow)
-            found.append(line)
-    return found
-
-
-@given(LINES, st.integers(1, 7), st.booleans())
-@settings(max_examples=200, deadline=None)
-def test_ranges_cover_every_line_once_with_its_true_number(
-    tmp_path_factory: pytest.TempPathFactory, lines: list[bytes], target: int, ends: bool
-) -> None:
-    path = tmp_path_factory.mktemp("lines") / "f.jsonl"
-    path.write_bytes(b"\n".join(lines) + (b"\n" if ends and lines else b""))
-    want = [(n, line) for n, line in enumerate(lines, 1) if line.strip()]
-    assert [(n, line.rstrip(b"\n")) for n, line in all_lines(path, target)] == want
-    ranges = list(line_ranges(path, target))
-    assert all(a.stop == b.start for a, b in itertools.pairwise(ranges))
-    assert (ranges[-1].stop if ranges else 0) == path.stat().st_size
-
-
-@given(LINES, st.integers(1, 5))
-@settings(max_examples=200, deadline=None)
-def test_lines_that_belong_together_are_never_parted(
-    tmp_path_factory: pytest.TempPathFactory, lines: list[bytes], target: int
-) -> None:
-    path = tmp_path_factory.mktemp("lines") / "f.jsonl"
-    path.write_bytes(b"".join(line + b"\n" for line in lines))
-    belong = lambda a, b: a[:1] == b[:1] != b"\n"  # noqa: E731
-    for lines_range in line_ranges(path, target, belong):
-        if lines_range.row > 1:
-            assert not belong(lines[lines_range.row - 2] + b"\n", lines[lines_range.row - 1] + b"\n")
-    assert len(all_lines(path, target, belong=belong)) == sum(1 for line in lines if line.strip())
-
-
-def test_a_header_is_passed_over_and_numbers_stay_true(tmp_path: Path) -> None:
-    path = tmp_path / "f.tsv"
-    path.write_bytes(b"head\n1\n2\n3\n")
-    assert all_lines(path, 2, first_row=2) == [(2, b"1\n"), (3, b"2\n"), (4, b"3\n")]
-    zipped = tmp_path / "f.tsv.gz"
-    zipped.write_bytes(gzip.compress(path.read_bytes()))
-    assert all_lines(zipped, 2, first_row=2) == [(2, b"1\n"), (3, b"2\n"), (4, b"3\n")]
-
-
-def test_a_cut_archive_gives_what_was_readable_and_one_bad_row(tmp_path: Path) -> None:
-    path = tmp_path / "f.jsonl.gz"
-    import random
-
-    noise = random.Random(0)
-    whole = b"".join(b'{"n": "%s"}\n' % noise.randbytes(20).hex().encode() for _ in range(20_000))
-    path.write_bytes(gzip.compress(whole)[:200_000])
-    rows = list(json_rows(path, LineRange(0, None, 1)))
-    assert len(rows) > 100
-    assert not any(isinstance(r, BadRow) for r in rows[:-1])
-    assert isinstance(rows[-1], BadRow)
-    assert rows[-1].error == "damaged-file"
-
-
-@pytest.mark.parametrize(
-    ("line", "error"),
-    [
-        ("{", "bad-json"),
-        ("[1]", "bad-json"),
-        ("[" * 100_000, "bad-json"),
-        ('{"n": %s}' % ("9" * 5000), "bad-json"),
-        ('{"t": "\xff"}', "not-utf-8"),
-    ],
-)
-def test_a_damaged_line_costs_itself(tmp_path: Path, line: str, error: str) -> None:
-    path = tmp_path / "f.jsonl"
-    path.write_bytes(b'{"a": 1}\n' + line.encode("latin-1") + b'\n{"a": 2}\n')
-    first, bad, last = json_rows(path, LineRange(0, None, 1))
-    assert (first, last) == ((1, {"a": 1}), (3, {"a": 2}))
-    assert isinstance(bad, BadRow)
-    assert (bad.row, bad.error) == (2, error)
+# -- names
 
 
 @pytest.mark.parametrize(
@@ -117,35 +38,158 @@ def test_names_do_not_lead_out_of_their_folder(tmp_path: Path, name: str) -> Non
     (folder / "link.png").symlink_to(tmp_path / "secret.png")
     (folder / "linked").symlink_to(tmp_path)
     with pytest.raises(UnusableRow) as e:
-        load_image(folder, name)
+        load_image(Storage(folder), name)
     assert e.value.error in ("path-escape", "bad-name")
 
 
-def test_names_within_the_folder_are_read_and_missing_ones_are_empty(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "x.png").write_bytes(b"data")
-    assert load_image(tmp_path, "a/x.png").data == b"data"
-    assert load_image(tmp_path, "a/../a/x.png").data == b"data"
-    assert load_image(tmp_path, "b.png").data is None
-    assert load_image(tmp_path, "a").data is None, "a folder is no picture"
-    assert inside(tmp_path, "a") == (tmp_path / "a").resolve()
+@pytest.mark.parametrize("name", ["../secret.png", "/etc/passwd", "a/../../secret.png", "..", "a/../..", "//x"])
+def test_names_do_not_lead_out_of_a_prefix(tmp_path: Path, name: str) -> None:
+    top = Storage(f"memory://{tmp_path.name}")
+    top.put("secret.png", b"secret")
+    with pytest.raises(UnusableRow) as e:
+        load_image(top.sub("pictures"), name)
+    assert e.value.error == "path-escape"
 
 
-def test_folders_are_listed_sorted_in_slices_that_cover_them(tmp_path: Path) -> None:
-    names = [f"{f}/{n}.png" for f in ("a", "b/c") for n in ("x", "y", "z")] + ["top.png"]
-    for name in [*names, "a/x.txt", ".hidden.png", ".git/x.png"]:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(b"")
+@pytest.mark.parametrize("root", ["disk", "memory"])
+@pytest.mark.parametrize("name", ["a\0b", "x" * 2000, "\ud800.png", "long/" * 300 + "y" * 300])
+def test_names_that_no_file_can_have_cost_their_row(tmp_path: Path, root: str, name: str) -> None:
+    storage = Storage(tmp_path if root == "disk" else f"memory://{tmp_path.name}")
+    with pytest.raises(UnusableRow) as e:
+        load_image(storage, name)
+    assert e.value.error == "bad-name"
+
+
+def test_a_name_that_is_not_utf_8_on_the_disk_is_read(tmp_path: Path) -> None:
+    name = b"\xff.png".decode("utf-8", "surrogateescape")
+    (tmp_path / name).write_bytes(b"data")
+    assert load_image(Storage(tmp_path), name).data == b"data"
+
+
+@pytest.mark.parametrize("root", ["disk", "memory"])
+def test_names_within_the_folder_are_read_and_missing_ones_are_empty(tmp_path: Path, root: str) -> None:
+    storage = Storage(tmp_path if root == "disk" else f"memory://{tmp_path.name}")
+    storage.put("a/x.png", b"data")
+    assert load_image(storage, "a/x.png", "https://x.org/x.png").data == b"data"
+    assert load_image(storage, "a/x.png", "https://x.org/x.png").url == "https://x.org/x.png"
+    assert load_image(storage, "a/../a/./x.png").data == b"data"
+    for name in ("b.png", "a", "", ".", "a/x.png/y"):
+        found = load_image(storage, name)
+        assert (found.data, found.error, found.name) == (None, "missing-image", name)
+    assert inside(storage, "a/./x/..") == "a"
+
+
+def test_a_picture_that_is_too_large_or_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x.png").write_bytes(b"12345")
+    monkeypatch.setattr(files, "MAX_FILE_BYTES", 4)
+    with pytest.raises(UnusableRow, match="5 bytes") as e:
+        load_image(Storage(tmp_path), "x.png")
+    assert e.value.error == "too-large"
+
+    class Broken(Storage):
+        def get_or_none(self, name: str) -> bytes | None:
+            raise StoreError("timed out")
+
+    (tmp_path / "x.png").write_bytes(b"123")
+    found = load_image(Broken(tmp_path), "x.png")
+    assert (found.data, found.error) == (None, "read-error")
+
+
+def test_where_pictures_are(tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    base = Storage(tmp_path)
+    assert images_storage("s", base, None) is base
+    assert images_storage("s", base, "pictures").path() == tmp_path / "pictures"
+    assert images_storage("s", base.sub("pictures"), "../pictures").path().resolve() == tmp_path / "pictures"
+    assert images_storage("s", base, "memory://else").root == "memory://else"
+    assert images_storage("s", Storage("memory://a/b"), "../c").root == "memory://a/c"
+    with pytest.raises(SourceError, match="source s: .*nowhere is not a folder"):
+        images_storage("s", base, "nowhere")
+
+
+# -- slices of folders
+
+
+NAMES = st.lists(
+    st.lists(st.sampled_from(["a", "b", "a-b", "a b"]), min_size=1, max_size=3).map("/".join).map(lambda n: n + ".png"),
+    unique=True,
+    max_size=25,
+)
+
+
+@given(NAMES, st.integers(1, 6))
+@settings(max_examples=150, deadline=None)
+def test_slices_cover_every_file_once(tmp_path_factory: pytest.TempPathFactory, names: list[str], target: int) -> None:
+    folder = tmp_path_factory.mktemp("slices")
+    storage = Storage(folder)
+    for name in [*names, "a.txt", ".hidden.png"]:
+        storage.put(name, b"")
 
     def wanted(name: str) -> bool:
         return name.endswith(".png")
 
-    assert list_files(tmp_path, wanted) == sorted(names)
-    for target in (1, 2, 100):
-        slices = [json.loads(json.dumps(s)) for s in folder_slices(tmp_path, wanted, target)]
-        found = [n for s in slices for n in slice_files(tmp_path, s, wanted)]
-        assert sorted(found) == sorted(names)
-        assert all(len(slice_files(tmp_path, s, wanted)) <= target for s in slices)
+    slices = [
+        json.loads(json.dumps(s)) for s in folder_slices(filter(lambda f: wanted(f.name), storage.find()), target)
+    ]
+    parts = [slice_files(storage, s, wanted) for s in slices]
+    assert sorted(n for part in parts for n in part) == sorted(names)
+    assert all(0 < len(part) <= target for part in parts)
+    of_folder: dict[str, int] = {}
+    for name in names:
+        of_folder[name.rpartition("/")[0]] = of_folder.get(name.rpartition("/")[0], 0) + 1
+    assert len(slices) == sum(-(-count // target) for count in of_folder.values()), (
+        "no slice is smaller than it must be"
+    )
+    rows = {(s["folder"], s["row"] + n) for s, part in zip(slices, parts, strict=True) for n in range(len(part))}
+    assert len(rows) == len(names)
+
+
+def test_the_digest_says_whether_a_listing_changed() -> None:
+    one = [FileInfo("a", 1, "x"), FileInfo("b", 2, "y")]
+    assert listing_digest("k 1", one) == listing_digest("k 1", iter(one))
+    others = [one[:1], [*one[:1], FileInfo("b", 3, "y")], [*one[:1], FileInfo("b", 2, "z")], one[::-1]]
+    assert len({listing_digest("k 1", o) for o in [one, *others]} | {listing_digest("k 2", one)}) == 6
+
+
+def test_plain_text_loses_its_byte_order_mark_and_must_be_utf_8(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = Storage(tmp_path)
+    storage.put("a.txt", b"\xef\xbb\xbfh\xc3\xa9\r\n")
+    storage.put("a.txt.zst", zstandard.compress(b"h\xc3\xa9"))
+    assert read_plain(storage, "a.txt") == "h\u00e9\r\n"
+    assert read_plain(storage, "a.txt.zst") == "h\u00e9"
+    storage.put("b.txt", b"\xff\xfe")
+    storage.put("c.txt.gz", gzip.compress(b"text")[:-9])
+    storage.put("d.txt.gz", gzip.compress(b"text" * 100))
+    monkeypatch.setattr(files, "MAX_FILE_BYTES", 100)
+    found = {}
+    for name in ("b.txt", "c.txt.gz", "d.txt.gz", "no.txt"):
+        with pytest.raises(UnusableRow) as e:
+            read_plain(storage, name)
+        found[name] = e.value.error
+    assert found == {"b.txt": "not-utf-8", "c.txt.gz": "damaged-file", "d.txt.gz": "too-large", "no.txt": "read-error"}
+
+
+# -- others
+
+
+@pytest.mark.parametrize("root", ["/tmp", "memory://x"])
+def test_what_is_read_ahead_comes_in_order_and_is_bounded(root: str) -> None:
+    taken = 0
+
+    def numbers() -> object:
+        nonlocal taken
+        for n in range(1000):
+            taken = n + 1
+            yield n
+
+    found = ahead(Storage(root), lambda n: n * n, numbers())  # type: ignore[arg-type]
+    assert [next(found) for _ in range(10)] == [n * n for n in range(10)]
+    assert taken <= 10 + 2 * files.AT_ONCE
+    found.close()  # type: ignore[attr-defined]
+    with pytest.raises(ZeroDivisionError):
+        list(ahead(Storage(root), lambda n: 1 // n, [1, 0]))
 
 
 def test_fields_are_found_by_path() -> None:
@@ -154,12 +198,3 @@ def test_fields_are_found_by_path() -> None:
     for name in ("a.1.b", "b", "n", "a.x"):
         with pytest.raises(UnusableRow, match="there are a, n"):
             field(row, name)
-
-
-def test_plain_text_loses_its_byte_order_mark_and_must_be_utf_8(tmp_path: Path) -> None:
-    path = tmp_path / "a.txt"
-    path.write_bytes(b"\xef\xbb\xbfh\xc3\xa9\r\n")
-    assert read_plain(path) == "h\u00e9\r\n"
-    path.write_bytes(b"\xff\xfe")
-    with pytest.raises(UnusableRow, match="utf-8"):
-        read_plain(path)
