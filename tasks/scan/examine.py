@@ -4,45 +4,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from tasks.encode.decode import ImageError, open_image
+from tasks.encode.decode import ImageError
 from tasks.scan.config import ScanConfig
+from tasks.scan.facts import Finding, ImageFacts, storable, without_images
+from tasks.scan.filters import Facts, filtered
+from tasks.scan.overlap import quoted
 from tasks.scan.tables import FILTERED, KEPT, QUARANTINED
+from tasks.scan.tools import Tools
 from tasks.sources.base import RawSample
-from tasks.sources.config import Kind
-
-
-@dataclass(frozen=True, slots=True)
-class ImageFacts:
-    """What is known of a picture before it is encoded."""
-
-    sha256: bytes
-    """Of the file's bytes."""
-    phash: int
-    """64-bit perceptual hash: DCT of the 32x32 grey picture, its low frequencies against their median."""
-    width: int
-    height: int
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What became of a sample, and what was measured on the way."""
-
-    state: str
-    """kept, filtered or quarantined."""
-    reason: str = ""
-    """The filter's name or the error's class."""
-    message: str = ""
-    held_out: bool = False
-    content: bytes = bytes(32)
-    """blake2b-256: equal for equal samples. A pair is its picture, whatever its captions say."""
-    text_bytes: int = 0
-    images: tuple[ImageFacts, ...] = ()
+from tasks.sources.config import Kind, SourceConfig
 
 
 class _Unusable(Exception):
@@ -51,26 +25,43 @@ class _Unusable(Exception):
         self.error, self.message = error, message
 
 
-def examine(sample: RawSample, kind: Kind, config: ScanConfig, seed: int = 0) -> Finding:
+def examine(sample: RawSample, source: SourceConfig, config: ScanConfig, tools: Tools, seed: int = 0) -> Finding:
     """Checks, measures, filters and places one sample; never raises for what a sample can contain.
 
     Held out is decided by content: by the pictures' bytes where there are any (one held-out picture holds the whole
-    sample out), else by the text. So a picture is on the same side wherever it occurs.
+    sample out), else by the text. So a picture is on the same side wherever it occurs. Languages, benchmarks and
+    plug-ins see what the plain filters let through.
     """
+    kind = source.kind
     try:
-        texts = _texts(sample)
+        encoded = _texts(sample)
         _check_structure(sample, kind)
-        images = tuple(_image_facts(sample, i, config.max_pixels) for i in range(len(sample.images)))
+        images, dropped = _images(sample, source, tools)
+        sample = without_images(sample, dropped)
+        texts = _strings(sample)
+        facts = Facts(kind, source.name, sample.licence or source.licence, images, language="")
+        reason = filtered(sample, facts, config)
+        if not reason and tools.languages is not None and kind != "tokens":
+            facts = Facts(kind, facts.source, facts.licence, images, tools.languages.of(texts))
+            if config.languages is not None and facts.language not in config.languages:
+                reason = "language"
+        if not reason and tools.benchmarks and (name := quoted(tools.benchmarks, texts)):
+            reason = f"benchmark-{name}"
+        if not reason:
+            reason = _plugged_in(sample, facts, tools)
     except _Unusable as e:
         return Finding(QUARANTINED, e.error, e.message)
-    reason = _filter(sample, kind, config, images)
+    near = tools.near is not None and not reason and kind in ("text", "interleaved")
     return Finding(
         state=FILTERED if reason else KEPT,
         reason=reason,
-        held_out=any(is_held_out(d, config.held_out, seed) for d in _split_digests(sample, texts, images)),
+        held_out=any(is_held_out(d, config.held_out, seed) for d in _split_digests(sample, encoded, images)),
         content=content_hash(sample, kind, images),
-        text_bytes=sum(map(len, texts)),
+        text_bytes=sum(map(len, encoded)),
         images=images,
+        dropped=dropped,
+        language=facts.language,
+        near=tools.near.bands(texts) if near and tools.near is not None else (),
     )
 
 
@@ -81,9 +72,11 @@ def is_held_out(digest: bytes, share: float, seed: int = 0) -> bool:
 
 
 def content_hash(sample: RawSample, kind: Kind, images: tuple[ImageFacts, ...]) -> bytes:
-    """blake2b-256 of what makes two samples equal: a pair's picture; else roles, texts and pictures in order."""
+    """blake2b-256 of what makes two samples equal: a pair's picture, tokens, or roles, texts and pictures in order."""
     if kind == "pairs":
         return hashlib.blake2b(b"picture" + images[0].sha256, digest_size=32).digest()
+    if kind == "tokens":
+        return hashlib.blake2b(b"tokens" + sample.tokens, digest_size=32).digest()
     digest = hashlib.blake2b(digest_size=32)
     for segment in sample.segments:
         for part in (
@@ -103,22 +96,27 @@ def perceptual_hash(image: Image.Image) -> int:
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 
-def storable(text: str) -> str:
-    """The text with whatever UTF-8 cannot hold (a file name that is not UTF-8) written as an escape."""
-    return text.encode("utf-8", "backslashreplace").decode()
+def _strings(sample: RawSample) -> list[str]:
+    return [*sample.captions, *(s.text for s in sample.segments if s.text is not None)]
 
 
 def _texts(sample: RawSample) -> list[bytes]:
     """All captions and segments as UTF-8, which cannot hold half a surrogate pair (JSON can)."""
     try:
         f"{sample.licence}{sample.category}".encode()
-        return [t.encode() for t in (*sample.captions, *(s.text for s in sample.segments if s.text is not None))]
+        return [t.encode() for t in _strings(sample)]
     except UnicodeEncodeError as e:
         raise _Unusable("bad-unicode", f"half a surrogate pair, U+{ord(e.object[e.start]):04X}, in its text") from e
 
 
 def _check_structure(sample: RawSample, kind: Kind) -> None:
     """What a reader must have kept to; a plug-in's fault costs its samples, not the run."""
+    if kind == "tokens":
+        if sample.images or sample.segments or sample.captions:
+            raise _Unusable("bad-structure", "a sample of kind tokens has tokens and neither pictures nor texts")
+        return
+    if sample.tokens:
+        raise _Unusable("bad-structure", f"a {kind} source yielded tokens; its kind should be tokens")
     if kind == "pairs":
         if len(sample.images) != 1 or sample.segments:
             raise _Unusable("bad-structure", f"a pair has one picture and captions; found {len(sample.images)}")
@@ -135,65 +133,53 @@ def _check_structure(sample: RawSample, kind: Kind) -> None:
         raise _Unusable("bad-structure", "a text source yielded a picture; its kind should be interleaved")
 
 
-def _image_facts(sample: RawSample, number: int, max_pixels: int) -> ImageFacts:
+def _images(sample: RawSample, source: SourceConfig, tools: Tools) -> tuple[tuple[ImageFacts, ...], tuple[int, ...]]:
+    """Facts of the pictures that can be used, and the numbers of those that the document goes without."""
+    may_drop = source.kind == "interleaved" and source.missing_images == "drop"
+    found: list[ImageFacts] = []
+    dropped: list[int] = []
+    for number in range(len(sample.images)):
+        try:
+            found.append(_image_facts(sample, number, tools))
+        except _Unusable:
+            if not may_drop:
+                raise
+            dropped.append(number)
+    return tuple(found), tuple(dropped)
+
+
+def _image_facts(sample: RawSample, number: int, tools: Tools) -> ImageFacts:
     raw = sample.images[number]
     if raw.data is None:
-        raise _Unusable("missing-image", f"{storable(raw.name)}: no such file")
+        about = "no such file" if raw.error == "missing-image" else raw.error
+        raise _Unusable(raw.error, f"{storable(raw.name)}: {about}")
     try:
-        image = open_image(raw.data, max_pixels)
+        image = tools.pictures.open(raw)
     except ImageError as e:
         raise _Unusable(e.error_class, f"{storable(raw.name)}: {e.message}") from e
-    return ImageFacts(hashlib.sha256(raw.data).digest(), perceptual_hash(image), image.width, image.height)
+    return ImageFacts(
+        sha256=hashlib.sha256(raw.data).digest(),
+        phash=perceptual_hash(image),
+        width=image.width,
+        height=image.height,
+        url=storable(raw.url),
+        faces=() if tools.faces is None else tools.faces.find(image),
+    )
 
 
-def _filter(sample: RawSample, kind: Kind, config: ScanConfig, images: tuple[ImageFacts, ...]) -> str:
-    """The name of the first filter that the sample does not pass; empty if it passes all."""
-    if _is_empty(sample, kind):
-        return "empty"
-    for image in images:
-        if config.min_side is not None and min(image.width, image.height) < config.min_side:
-            return "min-side"
-        if config.max_aspect is not None and max(image.width, image.height) > config.max_aspect * min(
-            image.width, image.height
-        ):
-            return "max-aspect"
-    if kind == "pairs" and config.min_caption_chars is not None:
-        longest = max(len(c.strip()) for c in sample.captions)
-        return "min-caption-chars" if longest < config.min_caption_chars else ""
-    if kind in ("text", "interleaved") and config.min_text_chars is not None:
-        length = sum(len(s.text.strip()) for s in sample.segments if s.text)
-        return "min-text-chars" if length < config.min_text_chars else ""
+def _plugged_in(sample: RawSample, facts: Facts, tools: Tools) -> str:
+    for plug_in in tools.filters:
+        try:
+            reason = plug_in.reason(sample, facts)
+        except Exception as e:  # a plug-in may raise anything; it costs the sample and is told in the quarantine
+            raise _Unusable("plugin-error", f"{type(plug_in).__qualname__}: {type(e).__name__}: {e}") from e
+        if reason:
+            return str(reason)
     return ""
-
-
-def _is_empty(sample: RawSample, kind: Kind) -> bool:
-    """Nothing to learn: a pair without a caption, a document without content, a conversation without an answer."""
-    if kind == "pairs":
-        return not any(c.strip() for c in sample.captions)
-    answers = (s for s in sample.segments if kind != "messages" or s.role == "assistant")
-    return not any(s.image is not None or (s.text or "").strip() for s in answers)
 
 
 def _split_digests(sample: RawSample, texts: list[bytes], images: tuple[ImageFacts, ...]) -> Iterator[bytes]:
     if images:
         yield from (i.sha256 for i in images)
     else:
-        yield hashlib.blake2b(b"\0".join(texts), digest_size=32).digest()
-
-
-def row_of(sample_id: bytes, key: str, file: str, row: int, finding: Finding) -> dict[str, Any]:
-    """The finding as a row of the scan's table."""
-    return {
-        "sample_id": sample_id,
-        "key": storable(key),
-        "file": storable(file),
-        "row": row,
-        "state": finding.state,
-        "reason": finding.reason,
-        "held_out": finding.held_out,
-        "content": finding.content,
-        "text_bytes": finding.text_bytes,
-        "images": [
-            {"sha256": i.sha256, "phash": i.phash, "width": i.width, "height": i.height} for i in finding.images
-        ],
-    }
+        yield hashlib.blake2b(b"\0".join([*texts, sample.tokens] if sample.tokens else texts), digest_size=32).digest()

@@ -1,162 +1,137 @@
 """Step ``select``: across each whole source, which of the samples that ``scan`` kept are used.
 
-First the removal list, then exact duplicates, then (if asked for) perceptual ones; of several equal samples the one
-with the lowest id stays, so the choice does not depend on order, work items or workers. A source's ids and hashes are
-held in memory together: 48 bytes a sample, 56 with perceptual hashes.
+Exact duplicates first, then (if asked for) perceptual ones and near-duplicate texts; of several equal samples the one
+with the lowest id stays, so the choice does not depend on order, work items or workers (``duplicates.py``). What a
+retry adds loses against all that was there before. Memory is flat: ``select.memory_mb`` and a part's rows.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePath
-from typing import Any
+from contextlib import ExitStack
+from pathlib import Path
+from shutil import rmtree
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from infra.errors import SourceError
 from infra.store.commit import PARTS
 from infra.store.manifest import Rows
 from infra.store.tables import read_table, write_table
 from tasks.context import StepContext
 from tasks.pool import PartOutput, run_items
-from tasks.scan.config import SelectConfig
+from tasks.scan.duplicates import (
+    ASIDE,
+    DISK_PER_SAMPLE,
+    DISK_PER_SAMPLE_NEAR,
+    KEEP,
+    REASONS,
+    Candidates,
+    Column,
+    Duplicates,
+    duplicates,
+)
+from tasks.scan.items import all_items
 from tasks.scan.selected import work_items
 from tasks.scan.tables import KEPT, SCAN, SELECT
 from tasks.sources.base import WorkItem
-from tasks.sources.config import Kind
-
-KEEP, REMOVED, EXACT, PERCEPTUAL = range(4)
-REASONS = ("", "removed", "exact", "perceptual")
-
-Ids = npt.NDArray[np.bytes_]
-
-
-@dataclass(frozen=True, slots=True)
-class Candidates:
-    """The kept samples of a source (or of one part), in source order; n of them."""
-
-    ids: Ids
-    """(n,) of 16 bytes."""
-    contents: Ids
-    """(n,) of 32 bytes."""
-    phashes: npt.NDArray[np.uint64] | None
-    """(n,), pairs only, where perceptual duplicates are wanted."""
-
-
-def choose(candidates: Candidates, config: SelectConfig, removal: Ids) -> npt.NDArray[np.int8]:
-    """What becomes of each candidate: KEEP, REMOVED, EXACT or PERCEPTUAL; (n,) int8."""
-    fate = np.full(len(candidates.ids), KEEP, dtype=np.int8)
-    fate[np.isin(candidates.ids, removal)] = REMOVED
-    if config.exact_duplicates:
-        _drop_repeats(fate, candidates.ids, candidates.contents, EXACT)
-    if config.perceptual_duplicates and candidates.phashes is not None:
-        _drop_repeats(fate, candidates.ids, candidates.phashes, PERCEPTUAL)
-    return fate
-
-
-def read_removal_list(path: Path) -> Ids:
-    """The ids of a removal list: 32 hex digits a line; empty lines and ``#`` comments are passed over."""
-    found = []
-    for number, line in enumerate(path.read_text("utf-8", "replace").splitlines(), 1):
-        text = line.partition("#")[0].strip()
-        try:
-            value = bytes.fromhex(text)
-        except ValueError:
-            value = b"?"
-        if text and len(value) != 16:
-            raise SourceError(f"{path}:{number}: {text[:60]!r} is not a sample id; expected 32 hex digits")
-        if text:
-            found.append(value)
-    return np.array(found, dtype="S16")
 
 
 class SelectWorker:
-    """Writes the decisions of one part; they were made for the whole source before."""
+    """Writes the decisions of one part. They are made for its whole source when the first part of it is wanted."""
 
-    def __init__(self, fates: dict[str, tuple[Ids, npt.NDArray[np.int8]]], removal_name: str) -> None:
-        self._fates, self._removal_name = fates, removal_name
+    def __init__(self, context: StepContext, items: Sequence[WorkItem]) -> None:
+        self._context, self._items = context, items
+        self._open = ExitStack()
+        self._source = ""
+        self._duplicates: Duplicates | None = None
+        self._ranges: dict[str, tuple[int, int]] = {}
 
     def process(self, item: WorkItem) -> PartOutput:
-        ids, fate = self._fates[item.part]
-        raw_ids = ids.tobytes()
+        ids, fates = self._decided(item.source).decisions(*self._ranges[item.part])
         rows = [
-            {"sample_id": raw_ids[16 * i : 16 * i + 16], "keep": bool(f == KEEP), "reason": REASONS[f]}
-            for i, f in enumerate(fate.tolist())
+            {"sample_id": sample_id, "keep": fate == KEEP, "reason": REASONS[fate]}
+            for sample_id, fate in zip(ids, fates, strict=True)
         ]
-        counts = Counter(fate.tolist())
-        ledger = Rows(
-            entered=len(fate),
-            out=counts[KEEP],
-            duplicate={REASONS[f]: counts[f] for f in (EXACT, PERCEPTUAL) if counts[f]},
-            removed={self._removal_name: counts[REMOVED]} if counts[REMOVED] else {},
-        )
+        counts = Counter(REASONS[fate] for fate in fates)
+        kept = counts.pop("", 0)
+        ledger = Rows(entered=len(rows), out=kept, duplicate=dict(sorted(counts.items())))
         return PartOutput(item.part, item.source, {f"{item.part}.parquet": write_table(rows, SELECT)}, ledger)
+
+    def close(self) -> None:
+        self._open.close()
+
+    def _decided(self, source: str) -> Duplicates:
+        """The source's decisions; those of the source before are given up."""
+        if self._duplicates is not None and self._source == source:
+            return self._duplicates
+        self.close()
+        self._need_disk(source)
+        found = self._open.enter_context(duplicates(self._context.recipe.select, _beside(self._context)))
+        own = [item for item in self._items if item.source == source]
+        self._ranges = {item.part: found.add(candidates(self._context, item), item.retry) for item in own}
+        found.decide(source)
+        self._source, self._duplicates = source, found
+        return found
+
+    def _need_disk(self, source: str) -> None:
+        near = self._context.recipe.select.near_duplicates
+        count = self._context.manifest("scan").rows[source].out
+        size = count * (DISK_PER_SAMPLE_NEAR if near else DISK_PER_SAMPLE)
+        self._context.store().need(size, f"the search for duplicates among {count:,} samples of {source}")
 
 
 def run(context: StepContext) -> None:
-    """Selects in the job's process: it is sorting, and a source's hashes must be seen together."""
-    config = context.recipe.select
-    path = None if config.removal_list is None else Path(context.recipe.folder) / config.removal_list
-    removal = np.array([], dtype="S16") if path is None else read_removal_list(path)
+    """Selects in the job's process: a source's hashes must be seen together. In a retry only its own parts are made."""
     items = work_items(context)
-    fates: dict[str, tuple[Ids, npt.NDArray[np.int8]]] = {}
-    for source in context.recipe.sources:
-        own = [item for item in items if item.source == source.name]
-        parts = [_candidates(context, item, source.kind, config) for item in own]
-        whole = _joined(parts)
-        _refuse_equal_ids(source.name, whole.ids)
-        fate = choose(whole, config, removal)
-        ends = np.cumsum([len(p.ids) for p in parts]).tolist()
-        for item, part, end in zip(own, parts, ends, strict=True):
-            fates[item.part] = (part.ids, fate[end - len(part.ids) : end])
-    worker = SelectWorker(fates, PurePath(config.removal_list or "").name)
-    context.finish(parts=run_items(context, items, lambda _: worker, workers=0))
+    # Source by source, so that each is searched once; the manifest lists them as scan does.
+    order = {source.name: place for place, source in enumerate(context.recipe.sources)}
+    by_source: list[WorkItem] = sorted(items, key=lambda i: order[i.source])
+    _sweep(context)
+    worker = SelectWorker(context, all_items(context.store("scan"), finished=True))
+    try:
+        run_items(context, by_source, lambda _: worker, workers=0)
+    finally:
+        worker.close()
+    context.finish(parts=[item.part for item in items])
 
 
-def _drop_repeats(fate: npt.NDArray[np.int8], ids: Ids, values: npt.NDArray[Any], reason: int) -> None:
-    """Of the candidates still kept, marks all but the lowest id of each group of equal values."""
-    (alive,) = np.nonzero(fate == KEEP)
-    order = alive[np.lexsort((ids[alive], values[alive]))]
-    fate[order[1:][values[order[1:]] == values[order[:-1]]]] = reason
-
-
-def _candidates(context: StepContext, item: WorkItem, kind: Kind, config: SelectConfig) -> Candidates:
+def candidates(context: StepContext, item: WorkItem) -> Candidates:
+    """What ``scan`` kept of an item, with the columns that the recipe's rules compare."""
+    config, kind = context.recipe.select, context.recipe.source(item.source).kind
     store, name = context.store("scan"), f"{PARTS}/{item.part}.parquet"
-    wanted = kind == "pairs" and config.perceptual_duplicates
-    columns = ["sample_id", "state", "content", *(["images"] if wanted else [])]
+    perceptual, near = kind == "pairs" and config.perceptual_duplicates, config.near_duplicates
+    columns = ["sample_id", "state", "content", *(["images"] if perceptual else []), *(["near"] if near else [])]
     table = read_table(store.get(name), SCAN, store.url(name), columns)
     table = table.filter(pc.equal(table["state"], KEPT))
-    phashes = None
-    if wanted:  # a kept pair has exactly one picture
-        phashes = pc.struct_field(pc.list_flatten(table["images"]), "phash").to_numpy().astype(np.uint64)
-    return Candidates(_fixed(table["sample_id"], 16), _fixed(table["content"], 32), phashes)
-
-
-def _joined(parts: Sequence[Candidates]) -> Candidates:
-    phashes = [p.phashes for p in parts if p.phashes is not None]
+    bands = table["near"].combine_chunks() if near else None
     return Candidates(
-        np.concatenate([p.ids for p in parts]),
-        np.concatenate([p.contents for p in parts]),
-        np.concatenate(phashes) if phashes else None,
+        ids=_numbers(table["sample_id"], 16),
+        contents=_numbers(table["content"], 32)[:, :2],
+        # A kept pair has exactly one picture.
+        phashes=pc.struct_field(pc.list_flatten(table["images"]), "phash").to_numpy() if perceptual else None,
+        near=None if bands is None else (pc.list_parent_indices(bands).to_numpy(), pc.list_flatten(bands).to_numpy()),
     )
 
 
-def _fixed(column: pa.ChunkedArray, width: int) -> Ids:
-    """A fixed-size binary column as (n,) of that many bytes, copied once."""
+def _numbers(column: pa.ChunkedArray, width: int) -> Column:
+    """A fixed-size binary column as (n, width / 8) numbers that sort as its bytes do."""
     data = b"".join(column.to_pylist())
-    return np.frombuffer(data, dtype=f"S{width}")
+    return np.frombuffer(data, ">u8").reshape(-1, width // 8).astype(np.uint64)
 
 
-def _refuse_equal_ids(source: str, ids: Ids) -> None:
-    unique, counts = np.unique(ids, return_counts=True)
-    if len(unique) != len(ids):
-        example = unique[counts > 1][:1].tobytes().hex()
-        raise SourceError(
-            f"source {source}: {len(ids) - len(unique)} samples have the key of another (first id {example}). "
-            "A reader must give every sample its own key; see tasks/sources/base.py."
-        )
+def _beside(context: StepContext) -> Path | None:
+    """Where the search may spill to: beside the store, or where the machine keeps temporary files."""
+    if not context.store().local:
+        return None
+    context.store().path().mkdir(parents=True, exist_ok=True)
+    return context.store().path()
+
+
+def _sweep(context: StepContext) -> None:
+    """Removes what a search that was killed left beside the store."""
+    folder = _beside(context)
+    for left in folder.glob(f"{ASIDE}*") if folder is not None else ():
+        rmtree(left, ignore_errors=True)

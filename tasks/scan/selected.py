@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from infra.errors import SourceError
 from infra.store.commit import PARTS
 from infra.store.tables import read_table
 from tasks.context import StepContext
-from tasks.scan.examine import ImageFacts, storable
-from tasks.scan.items import ITEMS, load_items, read_item
+from tasks.scan.facts import ImageFacts, storable, without_images
+from tasks.scan.items import AGAIN, KEYS, all_items, listed_items, read_item
+from tasks.scan.rows import base_part, load_rows, with_first_row
 from tasks.scan.tables import KEPT, SCAN, SELECT
 from tasks.sources import open_source
 from tasks.sources.base import BadRow, RawSample, WorkItem, sample_id
@@ -25,26 +26,54 @@ class SelectedRow:
     licence: str
     """The sample's own, else its source's."""
     images: tuple[ImageFacts, ...]
+    """Of the pictures that stay, in order."""
+    dropped: tuple[int, ...] = ()
+    """Numbers, as the source counts, of the pictures that the document goes without."""
+    language: str = ""
+    """Empty where ``scan`` was not asked for it."""
+    scores: tuple[tuple[str, float], ...] = ()
 
 
 def work_items(context: StepContext) -> list[WorkItem]:
-    """All work items, in source order, as ``scan`` listed them."""
-    return load_items(context.store("scan").get(ITEMS))
+    """All work items, in source order and then those of each retry; in a retry's own job only that one's.
+
+    Their locators make readers count rows from their file's first. For steps after ``scan`` a retry that ``scan`` has
+    not finished does not count.
+    """
+    scan = context.store("scan")
+    rows = load_rows(scan)
+    items = listed_items(scan, context.retry) if context.retry else all_items(scan, finished=context.step != "scan")
+    return [with_first_row(item, rows) for item in items]
+
+
+def first_row(context: StepContext) -> dict[str, int]:
+    """By part, the true number of the row that ``scan``'s own tables call 1; parts that start at 1 are left out.
+
+    True row = row in the table + first row - 1.
+    """
+    scan = context.store("scan")
+    rows = load_rows(scan)
+    return {item.part: rows[base_part(item)] for item in all_items(scan) if base_part(item) in rows} if rows else {}
 
 
 def selected(context: StepContext, item: WorkItem) -> Iterator[tuple[RawSample, SelectedRow]]:
     """The item's selected samples, read again from their source, in source order.
 
-    SourceError if one of them is no longer there: the source was changed after it was scanned.
+    A document whose missing pictures are dropped comes without them, as ``scan`` saw it, its others numbered anew. A
+    retry's item also yields what ``encode`` lost before, by what ``scan`` found out then.
+    SourceError if a sample is no longer there: the source was changed after it was scanned.
     """
     config = context.recipe.source(item.source)
     rows = selected_rows(context, item.part, config.licence)
+    if again := item.locator.get(AGAIN):
+        rows |= _selected_before(context, item, {sample_id(item.source, key) for key in again}, config.licence)
+        item = replace(item, locator={**item.locator, KEYS: [*item.locator.get(KEYS, ()), *again]})
     for raw in read_item(open_source(config, context.recipe.folder), item):
         if isinstance(raw, BadRow):
             continue  # scan has it in its quarantine
         row = rows.pop(sample_id(item.source, storable(raw.key)), None)
         if row is not None:
-            yield raw, row if not raw.licence else SelectedRow(row.sample_id, row.held_out, raw.licence, row.images)
+            yield without_images(raw, row.dropped), row if not raw.licence else replace(row, licence=raw.licence)
     if rows:
         raise SourceError(
             f"source {item.source}: {len(rows)} samples of {item.part} that were scanned are no longer there. "
@@ -58,11 +87,29 @@ def selected_rows(context: StepContext, part: str, licence: str = "") -> dict[by
     name = f"{PARTS}/{part}.parquet"
     chosen = read_table(select.get(name), SELECT, select.url(name), ["sample_id", "keep"])
     kept = {row["sample_id"] for row in chosen.to_pylist() if row["keep"]}
-    scanned = read_table(scan.get(name), SCAN, scan.url(name), ["sample_id", "state", "held_out", "images"])
+    columns = ["sample_id", "state", "held_out", "images", "dropped", "language", "scores"]
+    scanned = read_table(scan.get(name), SCAN, scan.url(name), columns)
     return {
         row["sample_id"]: SelectedRow(
-            row["sample_id"], row["held_out"], licence, tuple(ImageFacts(**i) for i in row["images"])
+            sample_id=row["sample_id"],
+            held_out=row["held_out"],
+            licence=licence,
+            images=tuple(map(ImageFacts.of_row, row["images"])),
+            dropped=tuple(row["dropped"]),
+            language=row["language"],
+            scores=tuple((score["name"], score["value"]) for score in row["scores"]),
         )
         for row in scanned.to_pylist()
         if row["state"] == KEPT and row["sample_id"] in kept
     }
+
+
+def _selected_before(context: StepContext, item: WorkItem, ids: set[bytes], licence: str) -> dict[bytes, SelectedRow]:
+    """Samples of a retry's item that earlier generations selected."""
+    found: dict[bytes, SelectedRow] = {}
+    for retry in range(item.retry):
+        part = replace(item, retry=retry).part
+        if context.store("select").exists(f"{PARTS}/{part}.parquet"):
+            rows = selected_rows(context, part, licence)
+            found |= {i: row for i, row in rows.items() if i in ids}
+    return found

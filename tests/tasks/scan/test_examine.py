@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from typing import Any
 
 import imagehash
 import pytest
@@ -10,9 +11,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tasks.scan.config import ScanConfig
-from tasks.scan.examine import Finding, examine, is_held_out, perceptual_hash, storable
+from tasks.scan.examine import examine, is_held_out, perceptual_hash
+from tasks.scan.facts import Finding, storable, without_images
+from tasks.scan.tools import Tools
 from tasks.sources.base import RawImage, RawSample, Segment
-from tasks.sources.config import Kind
+from tasks.sources.config import Kind, SourceConfig
 
 
 def png(width: int = 20, height: int = 20, colour: str = "red") -> bytes:
@@ -30,8 +33,12 @@ def document(*segments: Segment, images: tuple[RawImage, ...] = ()) -> RawSample
     return RawSample("k", "f", 1, segments=segments, images=images)
 
 
-def look(sample: RawSample, kind: Kind, **config: object) -> Finding:
-    return examine(sample, kind, ScanConfig.model_validate(config), seed=0)
+def look(sample: RawSample, kind: Kind, source: dict[str, object] | None = None, **config: Any) -> Finding:
+    scan = ScanConfig.model_validate(config)
+    described = SourceConfig.model_validate(
+        {"name": "s", "type": "x", "kind": kind, "licence": "CC0", **(source or {})}
+    )
+    return examine(sample, described, scan, Tools.of(scan), seed=0)
 
 
 def test_a_whole_pair_is_measured() -> None:
@@ -85,7 +92,7 @@ def test_a_bomb_is_found_before_it_is_decoded() -> None:
         (document(Segment("four")), "text", {"min_text_chars": 5}, "min-text-chars"),
     ],
 )
-def test_filters_count_by_name(sample: RawSample, kind: Kind, config: dict[str, int], reason: str) -> None:
+def test_filters_count_by_name(sample: RawSample, kind: Kind, config: dict[str, Any], reason: str) -> None:
     found = look(sample, kind, **config)
     assert (found.state, found.reason) == ("filtered", reason)
 
@@ -99,7 +106,7 @@ def test_filters_count_by_name(sample: RawSample, kind: Kind, config: dict[str, 
         (document(Segment("q", role="user"), Segment("a", role="assistant")), "messages", {"min_text_chars": 9}),
     ],
 )
-def test_what_passes_is_kept(sample: RawSample, kind: Kind, config: dict[str, int]) -> None:
+def test_what_passes_is_kept(sample: RawSample, kind: Kind, config: dict[str, Any]) -> None:
     assert look(sample, kind, **config).state == "kept"
 
 
@@ -135,14 +142,14 @@ def test_one_held_out_picture_holds_out_every_sample_that_shows_it() -> None:
     pictures = [png(20, 20, f"#{n:02x}40{n:02x}") for n in range(60)]
     sides = set()
     for n, data in enumerate(pictures):
-        alone = examine(pair("x", data=data), "pairs", ScanConfig(held_out=0.3)).held_out
+        alone = look(pair("x", data=data), "pairs", held_out=0.3).held_out
         other = pictures[(n + 1) % len(pictures)]
-        other_alone = examine(pair("y", data=other), "pairs", ScanConfig(held_out=0.3)).held_out
+        other_alone = look(pair("y", data=other), "pairs", held_out=0.3).held_out
         images = (RawImage("a", data), RawImage("b", other))
         both = document(Segment(image=0), Segment("text"), Segment(image=1), images=images)
-        assert examine(both, "interleaved", ScanConfig(held_out=0.3)).held_out == (alone or other_alone)
+        assert look(both, "interleaved", held_out=0.3).held_out == (alone or other_alone)
         answer = document(Segment("Draw: x", role="user"), Segment(image=0, role="assistant"), images=images[:1])
-        assert examine(answer, "messages", ScanConfig(held_out=0.3)).held_out == alone
+        assert look(answer, "messages", held_out=0.3).held_out == alone
         sides.add(alone)
     assert sides == {True, False}
 
@@ -156,3 +163,52 @@ def test_perceptual_hash_is_imagehash_as_one_number() -> None:
 def test_names_that_are_no_utf_8_become_storable() -> None:
     assert storable("a\udc80b") == "a\\udc80b"
     assert storable("é") == "é"
+
+
+def test_tokens_are_their_ids() -> None:
+    def sample(tokens: bytes, **rest: object) -> RawSample:
+        return RawSample("k", "f", 1, tokens=tokens, **rest)  # type: ignore[arg-type]
+
+    found = look(sample(b"\1\2"), "tokens", near_duplicates=True, language=True, languages=("en",))
+    assert (found.state, found.text_bytes, found.images, found.near, found.language) == ("kept", 0, (), (), "")
+    assert found.content != look(sample(b"\1\3"), "tokens").content == look(sample(b"\1\3"), "tokens").content
+    assert look(sample(b""), "tokens").reason == "empty"
+    assert look(sample(b"\1\2", captions=("x",)), "tokens").reason == "bad-structure"
+    assert look(sample(b"\1\2", segments=(Segment("x"),)), "text").reason == "bad-structure"
+    sides = {look(sample(bytes([n, 0])), "tokens", held_out=0.5).held_out for n in range(30)}
+    assert sides == {True, False}
+
+
+def test_a_document_may_stay_without_pictures_that_are_missing_or_unreadable() -> None:
+    images = (RawImage("a", None, error="read-error"), RawImage("b", png(), "http://b"), RawImage("c", b"no picture"))
+    whole = document(*(Segment(image=n) for n in (2, 1, 0)), Segment("text"), images=images)
+    assert look(whole, "interleaved").reason == "read-error"
+    found = look(whole, "interleaved", {"missing_images": "drop"})
+    assert (found.state, found.dropped, [i.url for i in found.images]) == ("kept", (0, 2), ["http://b"])
+    rest = document(Segment(image=0), Segment("text"), images=images[1:2])
+    assert without_images(whole, found.dropped) == rest
+    assert found.content == look(rest, "interleaved").content
+    empty = document(Segment(image=0), images=images[:1])
+    assert look(empty, "interleaved", {"missing_images": "drop"}).reason == "empty"
+    answer = document(Segment("q", role="user"), Segment(image=0, role="assistant"), images=images[:1])
+    assert look(answer, "messages", {"missing_images": "drop"}).reason == "read-error"
+    alone = RawSample("k", "f", 1, captions=("x",), images=images[:1])
+    assert look(alone, "pairs", {"missing_images": "drop"}).reason == "read-error"
+
+
+@given(st.lists(st.one_of(st.none(), st.integers(0, 5)), max_size=8), st.sets(st.integers(0, 5)))
+def test_taking_pictures_out_keeps_all_else_in_order(shape: list[int | None], gone: set[int]) -> None:
+    pictures = sorted({n for n in shape if n is not None})
+    images = tuple(RawImage(f"{n}", b"x") for n in pictures)
+    segments = [
+        Segment(f"t{place}") if n is None else Segment(image=pictures.index(n))
+        for place, n in enumerate(shape)
+        if n is None or n not in shape[:place]
+    ]
+    sample = document(*segments, images=images)
+    numbers = tuple(sorted(n for n in gone if n < len(images)))
+    left = without_images(sample, numbers)
+    assert [i.name for i in left.images] == [i.name for n, i in enumerate(images) if n not in numbers]
+    shown = [left.images[s.image].name for s in left.segments if s.image is not None]
+    assert shown == [images[s.image].name for s in segments if s.image is not None and s.image not in numbers]
+    assert [s.text for s in left.segments if s.text] == [s.text for s in segments if s.text]
