@@ -12,8 +12,9 @@ from infra.config import Config
 class PicturesConfig(Config):
     """From files to square RGB. A transform is named by version; another version is another fingerprint."""
 
-    transform: Literal["reference-1"] = "reference-1"
-    """reference-1: PIL, LANCZOS on the short side, then centre crop; prompts are resized whole and padded white."""
+    transform: Literal["reference-1", "fast-1"] = "reference-1"
+    """reference-1: PIL, LANCZOS on the short side, then centre crop; prompts are resized whole and padded white.
+    fast-1: the same geometry and colours several times faster, with slightly other pixels (docs/pictures.md)."""
 
 
 class EncodeConfig(Config):

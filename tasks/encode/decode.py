@@ -4,24 +4,26 @@ Every file is treated as hostile. Only formats on a fixed list are given to a de
 PostScript to an external program), the declared size is checked before a pixel is decoded, and whatever a decoder
 raises becomes an :class:`ImageError`.
 
-The rules, in order: first frame; grey of 16 bits scaled to 8; the embedded colour profile, if usable, applied so that
-the result is sRGB; CMYK without a profile by Pillow's plain formula; transparency blended on white; EXIF orientation.
+The rules, in order: first frame; grey of 12 or 16 bits scaled to 8; the embedded colour profile, if usable, applied so
+that the result is sRGB; CMYK without a profile by Pillow's plain formula; transparency blended on white; EXIF
+orientation. `docs/pictures.md` says what that costs in memory.
 """
 
 from __future__ import annotations
 
 import io
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal, get_args
 
-import numpy as np
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from infra.errors import CalummaError
+from tasks.encode.colour import upright_rgb
 
-ErrorClass = Literal["empty", "not-an-image", "unsupported", "bomb", "truncated", "corrupt"]
+ErrorClass = Literal["empty", "not-an-image", "unsupported", "bomb", "truncated", "corrupt", "memory"]
 ERROR_CLASSES: tuple[str, ...] = get_args(ErrorClass)
 
 FORMATS: tuple[str, ...] = (
@@ -30,17 +32,12 @@ FORMATS: tuple[str, ...] = (
 )
 """Formats that are decoded (MPO as JPEG); anything else that Pillow would recognise is ``unsupported``."""
 
-_ORIENTATION_TAG = 0x0112
-_UPRIGHT: dict[int, Image.Transpose] = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-_PROFILE_MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab ": "LAB"}
+_TIFF_TILE_WIDTH, _TIFF_TILE_LENGTH = 322, 323
+_UNSUPPORTED_BY_PILLOW = (
+    *("unknown pixel mode", "unsupported bmp bitfields", "unsupported bmp compression", "unsupported bmp pixel depth"),
+    *("unsupported bmp header", "cannot handle"),
+)
+"""What Pillow's messages say of files that are whole, but of a kind that it does not read."""
 
 
 class ImageError(CalummaError):
@@ -56,7 +53,7 @@ class ImageError(CalummaError):
 
 
 def open_image(data: bytes, max_pixels: int) -> Image.Image:
-    """Decodes a picture file to mode ``RGB``, upright, on white, in sRGB.
+    """Decodes a picture file to mode ``RGB``, upright, on white, in sRGB. Threads may call it.
 
     Args:
         data: the whole file.
@@ -65,37 +62,76 @@ def open_image(data: bytes, max_pixels: int) -> Image.Image:
     Raises:
         ImageError: ``empty`` (no bytes), ``not-an-image`` (no known format), ``unsupported`` (a format or a kind of
             pixel that is not read), ``bomb`` (more than ``max_pixels``), ``truncated`` (the file ends too early),
-            ``corrupt`` (anything else that a decoder rejects).
+            ``corrupt`` (anything else that a decoder rejects), ``memory`` (there was none left: worth another try).
+    """
+    with opened(data, max_pixels) as image:
+        return upright_rgb(image)
+
+
+@contextmanager
+def opened(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
+    """A picture whose header is read and whose size is checked, before any pixel is decoded (but see ICO below).
+
+    Whatever a decoder raises inside becomes an :class:`ImageError`; the classes are those of :func:`open_image`.
     """
     if not data:
         raise ImageError("empty", "the file has no bytes")
     with _pillow_limits(max_pixels):
-        image = _open(data)
-        width, height = image.size
+        image = _open(data)  # an ICO's picture is decoded here, under Pillow's limit
+        _check_size(image, max_pixels)
+        try:
+            yield image
+        except ImageError:
+            raise
+        except Exception as e:  # a hostile file can make a decoder raise anything; it must cost only itself
+            raise _classified(e, data) from e
+
+
+def _check_size(image: Image.Image, max_pixels: int) -> None:
+    areas = [image.size]
+    if isinstance(image, TiffImagePlugin.TiffImageFile):  # a tile may be larger than the picture, and is decoded whole
+        tags = image.tag_v2
+        areas.append((int(tags.get(_TIFF_TILE_WIDTH, 1)), int(tags.get(_TIFF_TILE_LENGTH, 1))))
+    for width, height in areas:
         if width * height > max_pixels:
             raise ImageError(
                 "bomb", f"it declares {width}x{height} = {width * height:,} pixels; at most {max_pixels:,} are decoded"
             )
-        try:
-            image.load()
-            return _to_rgb(image)
-        except ImageError:
-            raise
-        except Exception as e:  # a hostile file can make a decoder raise anything; it must cost only itself
-            raise _classified(e) from e
+
+
+_limits: list[int] = []
+_limits_lock = threading.Lock()
+_outside: tuple[int | None, warnings.catch_warnings[None]] | None = None
 
 
 @contextmanager
 def _pillow_limits(max_pixels: int) -> Iterator[None]:
-    """Pillow's own limit set to ours: it refuses whatever a file declares further in at twice the limit."""
-    before = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = max_pixels
+    """Pillow's own limit set so that it refuses whatever a file declares further in, such as an ICO's picture.
+
+    The limit belongs to the process: the first thread sets it and the last one restores it. The same holds for
+    Pillow's warnings about odd metadata and near-bombs: what they mean is decided here, not on the terminal.
+    """
+    global _outside
+    limit = (max_pixels + 1) // 2  # Pillow refuses what is more than twice its limit
+    with _limits_lock:
+        if _outside is None:
+            quiet = warnings.catch_warnings()
+            quiet.__enter__()
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            _outside = Image.MAX_IMAGE_PIXELS, quiet
+        _limits.append(limit)
+        Image.MAX_IMAGE_PIXELS = max(_limits)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd metadata and near-bombs: decided here, not on the terminal
-            yield
+        yield
     finally:
-        Image.MAX_IMAGE_PIXELS = before
+        with _limits_lock:
+            _limits.remove(limit)
+            if _limits:
+                Image.MAX_IMAGE_PIXELS = max(_limits)
+            else:
+                Image.MAX_IMAGE_PIXELS, quiet = _outside
+                quiet.__exit__(None, None, None)
+                _outside = None
 
 
 def _open(data: bytes) -> Image.Image:
@@ -107,12 +143,19 @@ def _open(data: bytes) -> Image.Image:
         if name is None:
             raise ImageError("not-an-image", f"no picture format begins with the bytes {data[:8].hex(' ')}") from e
         if name in FORMATS:
-            raise ImageError(
-                "corrupt", f"it begins like {name}, but its header is damaged or announces pixels of an unknown kind"
-            ) from e
+            raise _refused(name, data) from e
         raise ImageError("unsupported", f"format {name} is not read; known are {', '.join(FORMATS)}") from e
     except Exception as e:
-        raise _classified(e) from e
+        raise _classified(e, data) from e
+
+
+def _refused(name: str, data: bytes) -> ImageError:
+    """Why the format's own reader does not take the header: ``Image.open`` keeps that to itself."""
+    try:
+        Image.OPEN[name][0](io.BytesIO(data), "")
+    except Exception as e:
+        return _classified(e, data, f"it begins like {name}, but its header is refused: ")
+    return ImageError("corrupt", f"it begins like {name}, but its header is damaged")
 
 
 def _recognised(data: bytes) -> str | None:
@@ -131,76 +174,19 @@ def _recognised(data: bytes) -> str | None:
     return None
 
 
-def _classified(error: Exception) -> ImageError:
-    text = f"{type(error).__name__}: {error}"
+def _classified(error: Exception, data: bytes, before: str = "") -> ImageError:
+    text = f"{before}{type(error).__name__}: {error}"
+    said = str(error).lower()
+    if isinstance(error, MemoryError):
+        return ImageError("memory", text)
     if isinstance(error, Image.DecompressionBombError):
+        return ImageError("bomb", f"it declares too many pixels: {error}")
+    if "decompressed data too large" in said:
         return ImageError("bomb", text)
-    if isinstance(error, EOFError) or any(w in str(error).lower() for w in ("truncated", "not enough", "premature")):
+    if isinstance(error, EOFError) or any(w in said for w in ("truncated", "not enough", "premature")):
         return ImageError("truncated", text)
-    if isinstance(error, NotImplementedError):
+    if "broken data stream" in said and data[:2] != b"\xff\xd8" and not data.endswith(b"\xff\xd9"):
+        return ImageError("truncated", f"{text}; a JPEG 2000 codestream without its end")
+    if isinstance(error, NotImplementedError) or any(w in said for w in _UNSUPPORTED_BY_PILLOW):
         return ImageError("unsupported", text)
     return ImageError("corrupt", text)
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    turn = _UPRIGHT.get(_orientation(image))
-    profile = image.info.get("icc_profile")
-    colour, alpha = _split(image)
-    rgb = _to_srgb(colour, profile)
-    if alpha is not None:
-        rgb = Image.composite(rgb, Image.new("RGB", rgb.size, (255, 255, 255)), alpha)
-    return rgb if turn is None else rgb.transpose(turn)
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # unreadable EXIF is no reason to lose a readable picture
-        return 1
-
-
-def _split(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """Colour in mode L, RGB, CMYK or LAB, and alpha in mode L where there is any."""
-    if image.mode.startswith("I"):
-        return _grey_16(image), None
-    if image.mode == "F":
-        raise ImageError("unsupported", "floating-point pixels: nothing says which value is white")
-    if image.mode in ("La", "RGBa"):  # premultiplied
-        image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
-    if image.mode in ("LA", "RGBA", "PA") or image.has_transparency_data:
-        whole = image if image.mode == "LA" else image.convert("RGBA")
-        colour, alpha = whole.convert("L" if whole.mode == "LA" else "RGB"), whole.getchannel("A")
-        return colour, None if alpha.getextrema() == (255, 255) else alpha
-    if image.mode in ("L", "RGB", "CMYK", "LAB"):
-        return image, None
-    return image.convert("L" if image.mode == "1" else "RGB"), None
-
-
-def _grey_16(image: Image.Image) -> Image.Image:
-    """16-bit grey to 8 bits by value/257, rounded; Pillow's own conversion clips or drops bits, by version."""
-    values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
-        raise ImageError(
-            "unsupported",
-            f"integer pixels from {values.min()} to {values.max()}: outside 16 bits, nothing says which value is white",
-        )
-    return Image.fromarray(((values + 128) // 257).astype(np.uint8), "L")
-
-
-def _to_srgb(colour: Image.Image, profile: bytes | None) -> Image.Image:
-    if profile:
-        try:
-            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            fits = _PROFILE_MODES.get(source.profile.xcolor_space) == colour.mode
-            if fits and "srgb" not in (source.profile.profile_description or "").lower():
-                converted = ImageCms.profileToProfile(colour, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-                assert converted is not None
-                return converted
-        except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-            pass  # a damaged profile says nothing about colour: the picture is read as if it had none
-    if colour.mode == "LAB":
-        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        converted = ImageCms.profileToProfile(colour, lab, srgb, outputMode="RGB")
-        assert converted is not None
-        return converted
-    return colour.convert("RGB")
