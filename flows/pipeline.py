@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from prefect import flow, task
@@ -18,6 +17,7 @@ from flows import artifacts
 from flows.display import Display
 from flows.submit import Cluster, run_job
 from infra.errors import StepFailed
+from infra.home import local_side, whole_name
 from infra.lock import locked
 from infra.storage import Storage
 from infra.store.commit import load_step
@@ -39,8 +39,10 @@ def require_inputs(steps: Sequence[str], prints: dict[str, str], workdir: Storag
 
 
 @task(name="step", task_run_name="{step}", cache_policy=NO_CACHE, persist_result=False)
-def run_step(step: str, fingerprint: str, cluster: Cluster, reports: list[Callable[[dict[str, Any]], None]]) -> None:
-    """One step: its Ray job, followed to its manifest, then shown in the UI."""
+def run_step(
+    step: str, fingerprint: str, cluster: Cluster, reports: list[Callable[[dict[str, Any]], None]], number: int = 0
+) -> None:
+    """One step, or what retry ``number`` adds to it: its Ray job, followed to its manifest, then shown in the UI."""
     bar = artifacts.ProgressArtifact(step)
 
     def report(state: dict[str, Any]) -> None:
@@ -49,7 +51,7 @@ def run_step(step: str, fingerprint: str, cluster: Cluster, reports: list[Callab
         for listener in reports:
             listener(state)
 
-    manifest = run_job(cluster, step, fingerprint, report)
+    manifest = run_job(cluster, step, fingerprint, report, number)
     with suppress(Exception):  # the step is committed, whether it can be shown or not
         artifacts.publish(step, manifest, Storage(cluster.workdir).sub(folder_of(step, fingerprint)))
 
@@ -60,19 +62,21 @@ def pipeline(
     workdir: str,
     first: str | None = None,
     only: str | None = None,
+    last: str | None = None,
     settings: list[str] | None = None,
 ) -> dict[str, str]:
     """Runs a recipe's steps that are not done yet; their fingerprints.
 
-    ``recipe`` is a recipe in full, or the name or path of one with ``settings`` such as ``pretrain.batch=16``.
+    ``recipe`` is a recipe in full, or the name or path of one with ``settings`` such as ``pretrain.batch=16``;
+    ``workdir`` a folder or ``s3://BUCKET/PREFIX``.
     """
     if isinstance(recipe, str):
         recipe = load_recipe(recipe, settings or [])
-    workdir = str(Path(workdir).absolute())  # jobs run elsewhere than we do
-    steps = chosen_steps(first, only)
-    prints = fingerprints(recipe)
+    workdir = whole_name(workdir)
+    steps = chosen_steps(first, only, last)
+    prints = fingerprints(recipe, Storage(workdir))
     require_inputs(steps, prints, Storage(workdir))
-    with locked(Path(workdir)):
+    with locked(local_side(workdir)):
         _run_steps(recipe, workdir, steps, prints)
     return {step: prints[step] for step in steps}
 

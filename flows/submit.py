@@ -10,17 +10,18 @@ import json
 import shlex
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 from infra.errors import ResourceError, StepFailed
+from infra.home import local_side
 from infra.ray_local import LocalRay, end_ray, start_ray
 from infra.storage import Storage
-from infra.store.commit import load_step
+from infra.store.commit import load_own_manifest
 from infra.store.manifest import StepManifest
 from tasks.fingerprint import fingerprint_of, folder_of
 from tasks.progress import read_progress
@@ -57,7 +58,7 @@ class Cluster:
         if address is None:
             resources = self.recipe.resources
             cpus = max(2, resources.train_workers, round(resources.data_workers * resources.data_cpus + 0.5))
-            self._local = start_ray(Path(self.workdir), cpus, JOB_ENVIRONMENT)
+            self._local = start_ray(local_side(self.workdir), cpus, JOB_ENVIRONMENT)
             address = self._local.address
         try:
             self._client = JobSubmissionClient(address)
@@ -80,7 +81,7 @@ class Cluster:
         """Ends the folder's local Ray: this run's, or what a killed run left. The caller holds the folder's lock."""
         self._client = self._local = None
         if self.recipe.resources.ray_address is None:
-            end_ray(Path(self.workdir))
+            end_ray(local_side(self.workdir))
 
 
 def save_recipe(recipe: Recipe, workdir: Storage) -> str:
@@ -93,8 +94,10 @@ def save_recipe(recipe: Recipe, workdir: Storage) -> str:
     return name
 
 
-def run_job(cluster: Cluster, step: str, fingerprint: str, report: Report) -> StepManifest:
+def run_job(cluster: Cluster, step: str, fingerprint: str, report: Report, retry: int = 0) -> StepManifest:
     """Brings one step to its manifest, through as many attempts as the recipe allows; ``report`` hears progress.
+
+    With ``retry`` it is what that retry adds to the step, and the manifest of just that.
 
     StepFailed with the job's own message when it fails by itself; a job that was killed is submitted again.
     """
@@ -103,14 +106,15 @@ def run_job(cluster: Cluster, step: str, fingerprint: str, report: Report) -> St
     recipe_name = save_recipe(cluster.recipe, workdir)
     deaths = 0
     while True:
-        if (done := load_step(store)) is not None:
+        if (done := load_own_manifest(store, retry)) is not None:
             return done
         client = cluster.client()
-        job = _attach(client, workdir, step, fingerprint) or _submit(
-            client, cluster, workdir, step, fingerprint, recipe_name
-        )
+        prefix = f"{step}-{fingerprint}-" + (f"r{retry}-" if retry else "")
+        place = ["--workdir", cluster.workdir, "--recipe", recipe_name, "--fingerprint", fingerprint]
+        place += ["--retry", str(retry)] if retry else []
+        job = _attach(client, workdir, prefix) or _submit(client, cluster, workdir, step, prefix, place)
         status = _follow(cluster, client, workdir, job, report)
-        if (done := load_step(store)) is not None:
+        if (done := load_own_manifest(store, retry)) is not None:
             return done
         record = json.loads(workdir.get_or_none(f"runs/jobs/{job}/record.json") or b"{}")
         if status == "STOPPED":
@@ -140,25 +144,26 @@ def _last_words(client: Any, job: str) -> str | None:
     return None
 
 
-def _attach(client: Any, workdir: Storage, step: str, fingerprint: str) -> str | None:
-    """The id of an attempt that is pending or running on this cluster."""
-    prefix = f"{step}-{fingerprint}-"
+def _attach(client: Any, workdir: Storage, prefix: str) -> str | None:
+    """The id of an attempt that is pending or running on this cluster: ``prefix`` and its number."""
     known = [
         d
         for d in client.list_jobs()
-        if (d.submission_id or "").startswith(prefix) and (d.metadata or {}).get("workdir") == workdir.root
+        if (name := d.submission_id or "").startswith(prefix)
+        and name.removeprefix(prefix).isdigit()
+        and (d.metadata or {}).get("workdir") == workdir.root
     ]
     alive = [d.submission_id for d in known if str(d.status.value) in ("PENDING", "RUNNING")]
     return str(alive[-1]) if alive else None
 
 
-def _submit(client: Any, cluster: Cluster, workdir: Storage, step: str, fingerprint: str, recipe_name: str) -> str:
+def _submit(client: Any, cluster: Cluster, workdir: Storage, step: str, prefix: str, place: list[str]) -> str:
     python = sys.executable if cluster.recipe.resources.ray_address is None else "python"
-    place = ["--workdir", cluster.workdir, "--recipe", recipe_name, "--fingerprint", fingerprint]
     for attempt in count(1):
-        job = f"{step}-{fingerprint}-{attempt}"
-        # Creating the record claims the attempt's number: an id can be used once, even after a failure.
-        if not workdir.put_new(f"runs/jobs/{job}/submitted", b""):
+        job = f"{prefix}{attempt}"
+        # Creating the record claims the attempt's number: an id can be used once, even after a failure. The token
+        # tells our record from another's, should the storage's answer get lost and the request be sent again.
+        if not workdir.put_new(f"runs/jobs/{job}/submitted", f"{uuid.uuid4()}\n".encode()):
             continue
         entrypoint = shlex.join([python, "-m", "tasks.job", step, *place, "--job", job])
         metadata = {"step": step, "workdir": cluster.workdir}

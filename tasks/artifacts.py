@@ -77,7 +77,7 @@ def finished_folders(workdir: Storage, recipe: Recipe) -> Callable[[str], Storag
     anew, the newest fine-tuned model of the work folder is taken, found through the manifests, and that is said.
     """
     try:
-        prints = fingerprints(recipe)
+        prints = fingerprints(recipe, workdir)
     except SourceError:
         prints = {}
 

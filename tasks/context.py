@@ -19,8 +19,21 @@ from tasks.steps import BY_NAME
 class StepContext:
     """One step of one run. Pickles small, so that Ray actors can be given it."""
 
-    def __init__(self, recipe: Recipe, workdir: str, step: str, job: str = "local") -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        workdir: str,
+        step: str,
+        job: str = "local",
+        retry: int = 0,
+        prints: dict[str, str] | None = None,
+    ) -> None:
+        """``prints`` are the recipe's fingerprints, where they are known; else they are worked out when needed."""
         self.recipe, self.root, self.step, self.job = recipe, workdir, step, job
+        if prints is not None:
+            self.fingerprints = prints
+        self.retry = retry
+        """0: the step itself; k: what the k-th ``calumma retry`` adds to it."""
 
     @cached_property
     def workdir(self) -> Storage:
@@ -28,7 +41,7 @@ class StepContext:
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:
-        return fingerprints(self.recipe)
+        return fingerprints(self.recipe, self.workdir)
 
     @cached_property
     def progress(self) -> Progress:
@@ -50,16 +63,22 @@ class StepContext:
             raise StoreError(f"{self.store(step).root}: step {step} is not finished. Run it first: --only {step}.")
         return found
 
+    def parts(self, made: Sequence[str]) -> list[str]:
+        """All parts of the step when ``made`` are the ones that this job makes: those of before a retry come first."""
+        before = load_step(self.store()) if self.retry else None
+        return [*(p for p in (before.parts if before else ()) if p not in made), *made]
+
     def finish(
         self,
         *,
         parts: Sequence[str] = (),
         files: Sequence[FileEntry] = (),
+        retried: Mapping[str, dict[str, int]] | None = None,
         rows: Mapping[str, Rows] | None = None,
         tokens: Mapping[str, int] | None = None,
         facts: Mapping[str, Any] | None = None,
     ) -> StepManifest:
-        """Commits the step: its manifest, written last."""
+        """Commits the step, or in a retry what it added: its manifest, written last."""
         manifest = StepManifest(
             step=self.step,
             fingerprint=self.fingerprint,
@@ -68,11 +87,15 @@ class StepContext:
             rows=dict(rows or {}),
             tokens=dict(tokens or {}),
             facts=dict(facts or {}),
+            retry=self.retry,
+            retried=dict(retried or {}),
         )
         return commit_step(self.store(), manifest, list(parts))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"recipe": self.recipe, "root": self.root, "step": self.step, "job": self.job}
+        names = ("recipe", "root", "step", "job", "retry")
+        # The fingerprints travel along: workers must not list the sources again, each for itself.
+        return {name: getattr(self, name) for name in names} | {"fingerprints": self.fingerprints}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

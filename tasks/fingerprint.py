@@ -2,19 +2,25 @@
 
 A fingerprint hashes the step's version, its sections of the recipe, its inputs' fingerprints and, for ``scan``, the
 identity of the sources' content. Paths, world size, precision and library versions are recorded elsewhere, not hashed.
+A removal list counts for ``tokenize``, so that honouring it encodes nothing again. What a retry added to the stores
+leaves their addresses alone and gives ``mix`` and all that follows new ones.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from pathlib import Path
 from typing import Any
 
-from infra.errors import SourceError
+from infra.storage import Storage
+from infra.store.commit import load_step
 from tasks.recipe import Recipe
+from tasks.scan.inputs import file_bytes, identities
 from tasks.sources import open_source
 from tasks.steps import BY_NAME, STEPS
+
+UNHASHED: dict[str, set[str]] = {"select": {"memory_mb"}}
+"""Keys of a section that decide how it is worked, not what comes out."""
 
 
 def fingerprint_of(content: Any) -> str:
@@ -23,27 +29,37 @@ def fingerprint_of(content: Any) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
-def ingredients(recipe: Recipe) -> dict[str, dict[str, Any]]:
-    """What each step's fingerprint hashes, in step order; every value is plain JSON."""
+def ingredients(recipe: Recipe, workdir: Storage | None = None) -> dict[str, dict[str, Any]]:
+    """What each step's fingerprint hashes, in step order; every value is plain JSON.
+
+    ``workdir`` is where retries are looked for; without it the addresses are those of a folder without retries.
+    """
     found: dict[str, dict[str, Any]] = {}
     for step in STEPS:
         content: dict[str, Any] = {"step": step.name, "version": step.version}
         for section in step.sections:
-            value = getattr(recipe, section)
-            content[section] = _plain(value)
+            if section != "removal":  # counts by what the list says, below
+                content[section] = _plain(getattr(recipe, section), UNHASHED.get(section))
         if step.name == "scan":
-            content["sources"] = [s.model_dump(mode="json", exclude={"path"}) for s in recipe.sources]
+            content["sources"] = [s.model_dump(mode="json", exclude={"path", "expected"}) for s in recipe.sources]
+            if beside := identities(recipe.scan, recipe.folder):
+                content["files"] = beside
             content["content"] = {s.name: open_source(s, recipe.folder).digest() for s in recipe.sources}
-        if step.name == "select" and recipe.select.removal_list is not None:
-            content["removal"] = _file_digest(Path(recipe.folder) / recipe.select.removal_list)
+        if step.name == "tokenize" and recipe.removal.list is not None:
+            listed = file_bytes(recipe.removal.list, recipe.folder, "removal.list")
+            content["removal"] = hashlib.sha256(listed).hexdigest()
         content["inputs"] = {name: fingerprint_of(found[name]) for name in step.inputs}
+        if step.name == "mix" and workdir is not None:
+            documents = load_step(workdir.sub(folder_of("tokenize", content["inputs"]["tokenize"])))
+            if documents is not None and documents.retry:
+                content["retries"] = documents.parts_digest
         found[step.name] = content
     return found
 
 
-def fingerprints(recipe: Recipe) -> dict[str, str]:
-    """The fingerprint of every step's output under this recipe."""
-    return {name: fingerprint_of(content) for name, content in ingredients(recipe).items()}
+def fingerprints(recipe: Recipe, workdir: Storage | None = None) -> dict[str, str]:
+    """The fingerprint of every step's output under this recipe, in a work folder."""
+    return {name: fingerprint_of(content) for name, content in ingredients(recipe, workdir).items()}
 
 
 def folder_of(step: str, fingerprint: str) -> str:
@@ -51,12 +67,5 @@ def folder_of(step: str, fingerprint: str) -> str:
     return f"{BY_NAME[step].name}/{fingerprint[:12]}"
 
 
-def _plain(value: Any) -> Any:
-    return value.model_dump(mode="json") if hasattr(value, "model_dump") else value
-
-
-def _file_digest(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as e:
-        raise SourceError(f"{path}: the removal list cannot be read ({e.strerror}); correct select.removal_list") from e
+def _plain(value: Any, left_out: set[str] | None = None) -> Any:
+    return value.model_dump(mode="json", exclude=left_out) if hasattr(value, "model_dump") else value

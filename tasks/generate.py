@@ -15,7 +15,7 @@ from model.generation.generate import Piece, generate
 from model.generation.modality import Modality
 from model.vocabulary import BOS
 from tasks.artifacts import Tokenizers, finished_folders, load_tokenizers, load_weights
-from tasks.encode.decode import ImageError, open_image
+from tasks.encode.decode import ImageError
 from tasks.encode.transforms import transform
 from tasks.recipe import Recipe
 from tasks.status import last_recipe
@@ -78,12 +78,13 @@ def generate_in(
 def prompt_picture(path: Path, recipe: Recipe, side: int) -> Image.Image:
     """A picture of a prompt as the image tokenizer reads it: upright, whole, padded to a square."""
     try:
-        picture = open_image(Path(path).read_bytes(), recipe.scan.max_pixels)
+        data = Path(path).read_bytes()
+        square = transform(recipe.pictures.transform).pad_file(data, side, recipe.scan.max_pixels)
     except OSError as e:
         raise SourceError(f"{path}: cannot be read ({e.strerror}); --image takes a picture file") from e
     except ImageError as e:
         raise SourceError(f"{path}: not a picture that can be shown to the model ({e})") from e
-    return Image.fromarray(transform(recipe.pictures.transform).pad(picture, side))
+    return Image.fromarray(square)
 
 
 def prompt_ids(prompt: str, pictures: Sequence[Image.Image], tokenizers: Tokenizers) -> list[int]:

@@ -224,7 +224,7 @@ def _prints(workdir: Path, step: str, start: str, recipe: Recipe) -> dict[str, s
         found = made_from(Storage(workdir), step, whole)
         if {"image-tokenizer", "text-tokenizer"} <= set(found):
             return found
-    return fingerprints(recipe)
+    return fingerprints(recipe, Storage(workdir))
 
 
 def _panel(body: RenderableType, title: str, subtitle: str = "") -> Panel:

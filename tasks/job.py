@@ -17,7 +17,7 @@ import yaml
 
 from infra.errors import CalummaError, StepFailed
 from infra.storage import Storage
-from infra.store.commit import load_step
+from infra.store.commit import load_own_manifest
 from tasks.context import StepContext
 from tasks.recipe import parse_recipe
 from tasks.steps import BY_NAME
@@ -30,7 +30,7 @@ def run_step(context: StepContext) -> None:
     """Runs one step's work in this process; returns when its manifest is committed."""
     module = importlib.import_module(BY_NAME[context.step].module)
     module.run(context)
-    if load_step(context.store()) is None:
+    if load_own_manifest(context.store(), context.retry) is None:
         raise StepFailed(f"step {context.step} ended without its manifest; this is a fault in {module.__name__}")
 
 
@@ -42,9 +42,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--recipe", required=True, help="the resolved recipe, YAML, relative to the work folder")
     parser.add_argument("--fingerprint", required=True, help="what the submitter expects this step's output to be")
     parser.add_argument("--job", required=True)
+    parser.add_argument("--retry", type=int, default=0, help="the retry whose additions to the step are made")
     args = parser.parse_args(argv)
     recipe = parse_recipe(yaml.safe_load(Storage(args.workdir).get(args.recipe)), args.recipe)
-    context = StepContext(recipe, args.workdir, args.step, args.job)
+    context = StepContext(recipe, args.workdir, args.step, args.job, args.retry)
     started = time.time()
     record: dict[str, Any] = {
         "step": args.step,

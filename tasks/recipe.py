@@ -24,6 +24,7 @@ from model.text_tokenizer.config import TextTokenizerConfig
 from model.training.config import FinetuneConfig, PretrainConfig
 from model.transformer.config import TransformerConfig
 from model.vocabulary import Vocabulary
+from tasks.documents.config import RemovalConfig
 from tasks.encode.config import EncodeConfig, PicturesConfig
 from tasks.mix.config import FinetuneMixConfig, MixConfig
 from tasks.scan.config import ScanConfig, SelectConfig
@@ -41,6 +42,7 @@ class Recipe(Config):
     sources: tuple[SourceConfig, ...]
     scan: ScanConfig = ScanConfig()
     select: SelectConfig = SelectConfig()
+    removal: RemovalConfig = RemovalConfig()
     pictures: PicturesConfig = PicturesConfig()
     image_tokenizer: ImageTokenizerConfig = ImageTokenizerConfig()
     image_tokenizer_training: ImageTokenizerTraining = ImageTokenizerTraining()
@@ -73,6 +75,8 @@ class Recipe(Config):
                 f"mix.sequence_length is {self.mix.sequence_length}; a picture is {picture} tokens and is never cut, "
                 f"so it must be at least {picture + 2}"
             )
+        if self.select.near_duplicates and not self.scan.near_duplicates:
+            raise ValueError("select.near_duplicates compares what scan computes; set scan.near_duplicates: true, too")
         named = {n for stage in self.mix.stages for n in stage.weights}
         for name in sorted(named | set(self.finetune_mix.sources) | set(self.text_tokenizer.weights)):
             if name not in kinds:
@@ -110,15 +114,24 @@ def load_recipe(name: str | Path, settings: Iterable[str] = ()) -> Recipe:
     """Reads, overrides (``a.b=value``, the value as YAML) and checks a recipe."""
     path = find_recipe(name)
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as e:
         raise RecipeError(f"{path}: not valid YAML: {e}") from e
+    return read_recipe(text, settings, str(path), str(path.resolve().parent))
+
+
+def read_recipe(text: str | bytes, settings: Iterable[str], where: str, folder: str) -> Recipe:
+    """The recipe in a YAML text; ``folder`` is where relative paths start unless it says so itself."""
+    try:
+        raw = yaml.safe_load(text)
+    except yaml.YAMLError as e:
+        raise RecipeError(f"{where}: not valid YAML: {e}") from e
     if not isinstance(raw, dict):
-        raise RecipeError(f"{path}: expected a mapping of sections at the top, got {type(raw).__name__}")
+        raise RecipeError(f"{where}: expected a mapping of sections at the top, got {type(raw).__name__}")
     for setting in settings:
         _apply(raw, setting)
-    raw.setdefault("folder", str(path.resolve().parent))
-    return parse_recipe(raw, str(path))
+    raw.setdefault("folder", folder)
+    return parse_recipe(raw, where)
 
 
 def parse_recipe(raw: Mapping[str, Any], where: str = "recipe") -> Recipe:

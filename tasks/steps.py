@@ -27,14 +27,16 @@ STEPS: tuple[Step, ...] = (
         "tasks.scan.run",
         "lists work items; hashes, measures and filters every sample",
         sections=("sources", "scan", "seed"),
+        version=2,
     ),
-    Step("select", "tasks.scan.select", "drops duplicates across each source", ("scan",), ("select",)),
+    Step("select", "tasks.scan.select", "drops duplicates across each source", ("scan",), ("select",), version=2),
     Step(
         "image-tokenizer",
         "tasks.train.image_tokenizer",
         "trains the VQ-GAN: pictures to codes and back",
         ("select",),
         ("image_tokenizer", "image_tokenizer_training", "pictures", "seed"),
+        version=2,
     ),
     Step(
         "encode",
@@ -42,6 +44,7 @@ STEPS: tuple[Step, ...] = (
         "turns every picture into codes: the sample store",
         ("select", "image-tokenizer"),
         ("encode", "pictures"),
+        version=2,
     ),
     Step(
         "text-tokenizer",
@@ -55,7 +58,8 @@ STEPS: tuple[Step, ...] = (
         "tasks.documents.run",
         "turns every sample into ids: the document store",
         ("encode", "text-tokenizer"),
-        ("vocabulary",),
+        ("vocabulary", "removal"),
+        version=2,
     ),
     Step(
         "mix",
@@ -105,13 +109,18 @@ STEPS: tuple[Step, ...] = (
 
 BY_NAME: dict[str, Step] = {step.name: step for step in STEPS}
 NAMES: tuple[str, ...] = tuple(BY_NAME)
+STORES: tuple[str, ...] = ("scan", "select", "encode", "tokenize")
+"""The steps that keep samples part by part, to which a retry adds."""
 
 
-def chosen_steps(first: str | None, only: str | None) -> tuple[str, ...]:
-    """The steps to run: all, those from ``first`` on, or just ``only``."""
-    for name in (first, only):
+def chosen_steps(first: str | None = None, only: str | None = None, last: str | None = None) -> tuple[str, ...]:
+    """The steps to run: all, those from ``first`` on, those up to ``last``, or just ``only``."""
+    for name in (first, only, last):
         if name is not None and name not in BY_NAME:
             raise RecipeError(f"no step is named {name!r}; the steps are {', '.join(NAMES)}")
     if only is not None:
         return (only,)
-    return NAMES if first is None else NAMES[NAMES.index(first) :]
+    chosen = NAMES[0 if first is None else NAMES.index(first) : None if last is None else NAMES.index(last) + 1]
+    if not chosen:
+        raise RecipeError(f"no step lies between {first} and {last}; the steps are {', '.join(NAMES)}")
+    return chosen

@@ -32,6 +32,11 @@ def document(sample: Mapping[str, Any], encode: Encode, vocabulary: Vocabulary) 
     pictures = [picture_ids(image["codes"], vocabulary) for image in sample["images"]]
     if sample["kind"] == "pairs":
         content = _pair(sample["captions"], pictures, encode)
+    elif sample["kind"] == "tokens":
+        ids = np.frombuffer(sample["tokens"], "<u2")
+        if not len(ids):
+            raise Empty("empty")
+        content = _finished(np.concatenate([[BOS], ids, [EOS]]).astype(np.uint16), vocabulary)
     elif sample["kind"] == "messages":
         content = _conversation(sample["segments"], pictures, encode, vocabulary)
     else:

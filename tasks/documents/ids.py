@@ -1,4 +1,4 @@
-"""Ids of pictures, and what modality an id is of. Shape suffix: N ids."""
+"""Ids of pictures, and what modality an id is of. Shape suffixes: N ids, P pictures, C codes a picture."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.errors import StoreError
-from model.vocabulary import FIRST_IMAGE_CODE, Vocabulary
+from model.vocabulary import BOS, EOS, FIRST_IMAGE_CODE, PAD, Vocabulary
 
 Ids = npt.NDArray[np.uint16]
 
@@ -47,3 +47,35 @@ def pack_bits(bits_N: npt.NDArray[np.bool_]) -> bytes:
 def unpack_bits(data: bytes, count: int) -> npt.NDArray[np.bool_]:
     """The reverse of :func:`pack_bits`, (count,) bool."""
     return np.unpackbits(np.frombuffer(data, np.uint8), count=count, bitorder="little").view(np.bool_)
+
+
+def token_fault(ids_N: Ids, vocabulary: Vocabulary, codes_per_image: int) -> str:
+    """What is wrong with a document that came as ids, without the ``<s>`` and ``</s>`` around it; empty if nothing.
+
+    Every begin of image must be followed by exactly ``codes_per_image`` codes and an end of image, and neither codes
+    nor ends of images may stand elsewhere; ``<s>``, ``</s>`` and padding may stand nowhere.
+    """
+    if ids_N.size == 0:
+        return "it has no ids"
+    if (largest := int(ids_N.max())) >= vocabulary.size:
+        return f"id {largest}: the vocabulary has {vocabulary.size} ids"
+    if (control_N := np.isin(ids_N, (BOS, PAD, EOS))).any():
+        at = int(control_N.argmax())
+        return f"{vocabulary.name(int(ids_N[at]))} at place {at}: none may stand within a document"
+    begins_P = np.flatnonzero(ids_N == vocabulary.boi)
+    stop_P = begins_P + codes_per_image + 1
+    for at in begins_P[stop_P >= len(ids_N)][:1]:
+        return f"the picture at place {at} is cut off: {len(ids_N) - at} of its {codes_per_image + 2} ids are there"
+    codes_PC = ids_N[begins_P[:, None] + np.arange(1, codes_per_image + 1)]
+    whole_P = ((codes_PC >= FIRST_IMAGE_CODE) & (codes_PC < vocabulary.eoi)).all(1) & (ids_N[stop_P] == vocabulary.eoi)
+    for at in begins_P[~whole_P][:1]:
+        return f"the picture at place {at} is not {codes_per_image} codes between begin and end of image"
+    image_N = is_image(ids_N, vocabulary)
+    inside_N = np.zeros(len(ids_N) + 1, np.int32)
+    np.add.at(inside_N, begins_P, 1)
+    np.add.at(inside_N, stop_P + 1, -1)
+    stray_N = image_N & (inside_N.cumsum()[:-1] == 0)
+    if stray_N.any():
+        at = int(stray_N.argmax())
+        return f"{vocabulary.name(int(ids_N[at]))} at place {at} stands outside a picture"
+    return ""

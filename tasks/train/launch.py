@@ -37,6 +37,7 @@ WORKER_ENVIRONMENT = {
 }
 
 
+RAY_TRAIN = "runs/ray-train"
 REPEATING = (CalummaError, TypeError, ValueError, LookupError, AttributeError, NameError, AssertionError, ImportError)
 """What a worker raises that starting it again would not mend."""
 
@@ -127,7 +128,6 @@ def _trainer(context: StepContext, function: TrainFunction, arguments: dict[str,
 
     resources = context.recipe.resources
     cpu = resources.accelerator is None
-    root = context.workdir.root if not context.workdir.local else str(context.workdir.path().resolve())
     return TorchTrainer(
         _Entry(function, cpu),
         train_loop_config=arguments,
@@ -140,12 +140,25 @@ def _trainer(context: StepContext, function: TrainFunction, arguments: dict[str,
         ),
         run_config=RunConfig(
             name=f"{context.job}-{attempt}",
-            storage_path=f"{root}/runs/ray-train",
+            **_bookkeeping(context.workdir),
             # Restarts are counted here, where errors that would only repeat can be told from deaths.
             failure_config=FailureConfig(max_failures=0),
             worker_runtime_env={"env_vars": WORKER_ENVIRONMENT},
         ),
     )
+
+
+def _bookkeeping(workdir: Storage) -> dict[str, Any]:
+    """Where Ray Train keeps its own notes: in the work folder."""
+    if workdir.local:
+        return {"storage_path": str(workdir.path().resolve() / RAY_TRAIN)}
+    import pyarrow.fs
+    import s3fs
+
+    # pyarrow's own client of S3 reads other variables than everything else here does.
+    handler = pyarrow.fs.FSSpecHandler(s3fs.S3FileSystem())
+    path = workdir.url(RAY_TRAIN).removeprefix("s3://")
+    return {"storage_path": path, "storage_filesystem": pyarrow.fs.PyFileSystem(handler)}
 
 
 def _check_resources(context: StepContext, have: dict[str, float]) -> None:

@@ -2,12 +2,13 @@
 
 Which ones is decided without reading a source: different pictures by their sha256, from what ``scan`` found, those
 with the lowest hash of (seed, sha256) if there are more than wanted. A picture that is held out is never trained on:
-``scan`` holds out every sample that shows it.
+``scan`` holds out every sample that shows it, so its own hash tells.
 """
 
 from __future__ import annotations
 
 import hashlib
+import heapq
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -18,8 +19,9 @@ import numpy as np
 
 from infra.storage import Storage
 from tasks.context import StepContext
-from tasks.encode.decode import ImageError, open_image
+from tasks.encode.decode import ImageError
 from tasks.encode.transforms import Pixels, transform
+from tasks.scan.examine import is_held_out
 from tasks.scan.selected import selected, selected_rows, work_items
 from tasks.sources.base import WorkItem
 
@@ -39,25 +41,45 @@ class Choice:
     items: tuple[WorkItem, ...]
 
 
+class _Lowest:
+    """The ``count`` different pictures with the lowest hash of (seed, sha256), and a part that holds each."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        self._count, self._seed = count, seed
+        self._heap: list[tuple[int, bytes]] = []
+        self.parts: dict[bytes, str] = {}
+
+    def add(self, sha256: bytes, part: str) -> None:
+        if sha256 in self.parts:
+            return
+        place = (-int.from_bytes(_place(sha256, self._seed), "big"), sha256)
+        if len(self._heap) < self._count:
+            heapq.heappush(self._heap, place)
+        elif place > self._heap[0]:
+            del self.parts[heapq.heapreplace(self._heap, place)[1]]
+        else:
+            return
+        self.parts[sha256] = part
+
+
 def choose(context: StepContext) -> Choice:
-    """Which pictures. Held out are those that only held-out samples show."""
-    held: dict[bytes, bool] = {}
-    items: dict[bytes, WorkItem] = {}
-    for item in work_items(context):
+    """Which pictures; memory grows with their number, not with the sources'.
+
+    Training pictures are of samples that are not held out. Held out are those that ``scan`` held out by their own hash,
+    so that no training sample shows them.
+    """
+    recipe, items = context.recipe, work_items(context)
+    training = _Lowest(recipe.image_tokenizer_training.pictures, recipe.seed)
+    held_out = _Lowest(MEASURED, recipe.seed)
+    for item in items:
         for row in selected_rows(context, item.part).values():
             for image in row.images:
-                held[image.sha256] = held.get(image.sha256, True) and row.held_out
-                items.setdefault(image.sha256, item)
-    seed = context.recipe.seed
-
-    def lowest(held_out: bool, count: int) -> frozenset[bytes]:
-        ours = [sha256 for sha256, side in held.items() if side is held_out]
-        return frozenset(sorted(ours, key=lambda sha256: _place(sha256, seed))[:count])
-
-    training = lowest(False, context.recipe.image_tokenizer_training.pictures)
-    held_out = lowest(True, MEASURED)
-    holding = {items[sha256].part for sha256 in training | held_out}
-    return Choice(training, held_out, tuple(i for i in work_items(context) if i.part in holding))
+                if not row.held_out:
+                    training.add(image.sha256, item.part)
+                elif is_held_out(image.sha256, recipe.scan.held_out, recipe.seed):
+                    held_out.add(image.sha256, item.part)
+    holding = {*training.parts.values(), *held_out.parts.values()}
+    return Choice(frozenset(training.parts), frozenset(held_out.parts), tuple(i for i in items if i.part in holding))
 
 
 def collect(context: StepContext) -> None:
@@ -123,11 +145,11 @@ def _squares(context: StepContext, choice: Choice) -> Iterator[tuple[bytes, Pixe
                 if facts.sha256 not in left or image.data is None:
                     continue
                 try:
-                    upright = open_image(image.data, recipe.scan.max_pixels)
+                    square = how.crop_file(image.data, side, recipe.scan.max_pixels)
                 except ImageError:
                     continue
                 left.discard(facts.sha256)
-                yield facts.sha256, how.crop(upright, side)
+                yield facts.sha256, square
 
 
 def _place(sha256: bytes, seed: int) -> bytes:

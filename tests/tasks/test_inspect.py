@@ -33,7 +33,7 @@ def shown(path: Path, out: Path | None = None, limit: int = 5, width: int = 160)
 
 def test_samples(toy: Toy, tmp_path: Path) -> None:
     out = tmp_path / "deep" / "sheet.png"
-    text = shown(folder(toy, "encode") / PARTS / "shapes-00000.parquet", out, limit=3)
+    text = shown(folder(toy, "encode") / PARTS / "shapes-000000.parquet", out, limit=3)
     assert "calumma-samples" in text
     assert "red circle" in text
     assert "circle rot" in text
@@ -46,7 +46,7 @@ def test_samples(toy: Toy, tmp_path: Path) -> None:
 
 
 def test_documents_show_their_spans(toy: Toy) -> None:
-    text = shown(folder(toy, "tokenize") / PARTS / "talks-00000.parquet", limit=2)
+    text = shown(folder(toy, "tokenize") / PARTS / "talks-000000.parquet", limit=2)
     assert "<s> ▣ picture 1 What is this?" in text
     assert "</s>" in text
     assert "messages  visual-chat" in text
@@ -56,7 +56,7 @@ def test_sequences_show_documents_and_where_they_come_from(toy: Toy) -> None:
     stage = folder(toy, "mix") / PARTS / "stages" / "stage-1"
     text = shown(stage / "seq-000000.u16", limit=1)
     assert "sequences 0 to " in text
-    assert re.search(r"(\w+) \1-0000\d row \d+, occurrence \d+, \d+ tokens", text)
+    assert re.search(r"(\w+) \1-00000\d row \d+, occurrence \d+, \d+ tokens", text)
     assert "% filled" in text
     assert shown(stage, limit=1).count("sequence 0:") == 1  # the folder, by its sequences.json
     answers = folder(toy, "mix") / PARTS / "finetune" / "epoch-0" / "seq-000000.u16"
@@ -88,8 +88,8 @@ def test_manifests(toy: Toy) -> None:
 
 
 def test_tables_weights_metrics_and_tokenizers(toy: Toy) -> None:
-    assert "calumma-scan" in shown(folder(toy, "scan") / PARTS / "shapes-00000.parquet")
-    assert "bad-json" in shown(folder(toy, "scan") / PARTS / "shapes-00000.quarantine.parquet")
+    assert "calumma-scan" in shown(folder(toy, "scan") / PARTS / "shapes-000000.parquet")
+    assert "bad-json" in shown(folder(toy, "scan") / PARTS / "shapes-000000.quarantine.parquet")
     weights = shown(folder(toy, "pretrain") / "model.safetensors")
     assert "layers.1.attention.qkv.weight" in weights
     assert f"{toy[1].model.parameters(toy[1].vocabulary.size):,}" in weights
@@ -144,7 +144,7 @@ def test_words_in_brackets_are_not_markup(toy: Toy, tmp_path: Path) -> None:
 
 
 def test_ids_without_a_work_folder_are_numbers(toy: Toy, tmp_path: Path) -> None:
-    file = folder(toy, "tokenize") / PARTS / "words-00000.parquet"
+    file = folder(toy, "tokenize") / PARTS / "words-000000.parquet"
     (tmp_path / file.name).write_bytes(file.read_bytes())
     out = tmp_path / "sheet.png"
     text = shown(tmp_path / file.name, out, limit=1)

@@ -143,9 +143,9 @@ RECIPE: dict[str, Any] = {
 EXPORTED = {"max_abs_diff": 3.1e-6, "equal_codes": 1.0, "generated": {"prompt": "A red", "text": " circle"}}
 
 
-def make(workdir: Path, until: str = "report") -> Recipe:
+def make(workdir: Path, until: str = "report", raw: dict[str, Any] = RECIPE) -> Recipe:
     """Makes the run's steps up to and with ``until``."""
-    recipe = parse_recipe({**RECIPE, "folder": str(workdir)})
+    recipe = parse_recipe({"folder": str(workdir), **raw})
     store = Storage(workdir)
     store.put("recipe.yaml", recipe.to_yaml().encode())
     makers = {

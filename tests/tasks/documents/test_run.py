@@ -33,8 +33,10 @@ class Bytes:
 
 def sample(number: int, kind: str, **kwargs: Any) -> dict[str, Any]:
     image = {"codes": np.array([1, 2, 3, 4], "<u2").tobytes(), "width": 8, "height": 8, "sha256": bytes(32), "phash": 0}
+    image |= {"url": "", "faces": []}
     row = {"sample_id": number.to_bytes(16, "big"), "key": str(number), "file": "f", "row": number, "kind": kind}
     row |= {"category": "", "licence": "", "held_out": number == 1, "captions": [], "segments": [], "images": []}
+    row |= {"dropped_images": 0, "language": "", "scores": [], "tokens": b""}
     if kind == "pairs":
         row["images"] = [image]
     return row | kwargs
