@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from flows.cli_errors import plain_errors
+from flows.cli_stores import AnyWorkdir, stores
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -43,35 +42,48 @@ def run(
     settings: Settings = None,
     first: Annotated[str | None, typer.Option("--from", metavar="STEP", help="Starts at this step.")] = None,
     only: Annotated[str | None, typer.Option("--only", metavar="STEP", help="Runs just this step.")] = None,
-    workdir: Annotated[Path | None, typer.Option(help="Where everything is kept; default: work/RECIPE.")] = None,
+    last: Annotated[str | None, typer.Option("--to", metavar="STEP", help="Ends with this step.")] = None,
+    workdir: Annotated[
+        str | None, typer.Option(help="Where everything is kept: a folder or s3://BUCKET/PREFIX; default: work/RECIPE.")
+    ] = None,
 ) -> None:
     """Runs a recipe: every step that is not done yet, from raw files to the report."""
-    with _plain_errors(workdir):
+    with plain_errors(workdir):
         from flows.local import run_locally
 
-        run_locally(recipe, settings or [], workdir, first, only)
+        run_locally(recipe, settings or [], workdir, first, only, last)
 
 
-@app.command(epilog="Example: calumma plan emoji --set mix.tokens=20000000")
-def plan(recipe: RecipeName, settings: Settings = None) -> None:
-    """Says what would run: samples, tokens, bytes, steps, parameters, FLOPs, hours. Touches nothing."""
-    with _plain_errors():
+@app.command(epilog="Example: calumma plan chameleon-7b")
+def plan(
+    recipe: RecipeName,
+    settings: Settings = None,
+    source: Annotated[str | None, typer.Option(help="Just this source, up to its documents.")] = None,
+    rates: Annotated[
+        Path | None,
+        typer.Option(help="Rates and prices, made by python -m benchmarks.rates; default: those delivered."),
+    ] = None,
+) -> None:
+    """Says what would run: parts, tokens, bytes, requests, hours, cost, with the arithmetic. Touches nothing."""
+    with plain_errors():
         from rich.console import Console
 
-        from tasks.plan_cost import plan_cost, render
+        from tasks.plan.cost import plan_cost
+        from tasks.plan.rates import load_rates
+        from tasks.plan.render import render
         from tasks.recipe import load_recipe
 
-        Console().print(render(plan_cost(load_recipe(recipe, settings or []))))
+        Console().print(render(plan_cost(load_recipe(recipe, settings or []), load_rates(rates), source)))
 
 
 @app.command(epilog="Example: calumma status work/emoji --recipe emoji --set mix.tokens=5000000")
 def status(
-    workdir: WorkdirName,
+    workdir: AnyWorkdir,
     recipe: Annotated[str | None, typer.Option(help="Compares with this recipe; default: the last one run.")] = None,
     settings: Settings = None,
 ) -> None:
     """Shows steps, ledger, checkpoints, where things are, and what a changed recipe would do again."""
-    with _plain_errors(workdir):
+    with plain_errors(workdir):
         from rich.console import Console
 
         from tasks.status import render, status_of
@@ -79,14 +91,14 @@ def status(
         Console().print(render(status_of(workdir, recipe, settings or [])))
 
 
-@app.command(epilog="Example: calumma inspect work/emoji/encode/*/parts/emoji-00000.parquet --out sheet.png")
+@app.command(epilog="Example: calumma inspect work/emoji/encode/*/parts/emoji-000000.parquet --out sheet.png")
 def inspect(
     path: Annotated[Path, typer.Argument(help="A part, sequence file, manifest, checkpoint or weights file.")],
     out: Annotated[Path | None, typer.Option(help="Also writes the pictures found to this PNG.")] = None,
     limit: Annotated[int, typer.Option(help="Rows or sequences shown.")] = 5,
 ) -> None:
     """Looks inside any stored file: pictures, text, token spans."""
-    with _plain_errors():
+    with plain_errors():
         from rich.console import Console
 
         from tasks.inspect import inspect as look
@@ -106,7 +118,7 @@ def generate(
     seed: Annotated[int, typer.Option(help="Equal seeds give equal answers.")] = 0,
 ) -> None:
     """Asks a trained model; prints its text and says where its pictures are."""
-    with _plain_errors(workdir):
+    with plain_errors(workdir):
         from tasks.generate import generate_in
 
         for piece in generate_in(workdir, prompt, images=image or [], modality=modality.value, out=out, seed=seed):
@@ -118,7 +130,7 @@ def export(
     workdir: WorkdirName, out: Annotated[Path, typer.Option(help="A new folder, for transformers to load.")]
 ) -> None:
     """Copies the exported model: a folder that transformers loads."""
-    with _plain_errors(workdir):
+    with plain_errors(workdir):
         from tasks.status import copy_export
 
         typer.echo(copy_export(workdir, out))
@@ -127,46 +139,14 @@ def export(
 @app.command(epilog="Example: calumma ui work/emoji --port 4300")
 def ui(workdir: WorkdirName, port: Annotated[int, typer.Option(help="Port of the Prefect UI.")] = 4200) -> None:
     """Serves the Prefect UI over a work folder's runs; says where Ray's dashboard is while a run is on."""
-    with _plain_errors(workdir):
+    with plain_errors(workdir):
         from flows.local import serve_ui
 
         serve_ui(workdir, port)
 
 
-@contextmanager
-def _plain_errors(workdir: Path | None = None) -> Iterator[None]:
-    """Errors as messages: what a user caused in full, a fault of ours with the place of its trace."""
-    from infra.errors import CalummaError
-
-    try:
-        yield
-    except CalummaError as e:
-        typer.secho(f"error: {e}", fg="red", err=True)
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        typer.secho("\nStopped. What is committed is kept: the same command goes on from there.", fg="yellow", err=True)
-        raise typer.Exit(130) from None
-    except BrokenPipeError:
-        os._exit(0)
-    except (typer.Exit, SystemExit):
-        raise
-    except Exception as e:
-        typer.secho(f"error: {type(e).__name__}: {e}\n{_keep_trace(workdir)}", fg="red", err=True)
-        raise typer.Exit(1) from None
-
-
-def _keep_trace(workdir: Path | None) -> str:
-    import tempfile
-    import traceback
-
-    folder = workdir / "runs" if workdir is not None and workdir.is_dir() else Path(tempfile.gettempdir())
-    path = folder / "calumma-error.txt"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(" ".join(sys.argv) + "\n\n" + traceback.format_exc(), encoding="utf-8")
-    except OSError:
-        return traceback.format_exc()
-    return f"This is not an error Calumma foresaw; the whole trace is in {path}"
+# Listed between looking and using, as the README has them.
+app.registered_commands[4:4] = stores.registered_commands
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from types import FrameType
 from rich.console import Console
 
 from infra.errors import ResourceError
+from infra.home import local_side, whole_name
 from infra.lock import locked
 from infra.prefect_local import RECORD as PREFECT_RECORD
 from infra.prefect_local import (
@@ -32,47 +33,75 @@ from infra.storage import Storage
 from infra.store.commit import load_step
 from tasks.fingerprint import fingerprints, folder_of
 from tasks.recipe import Recipe, load_recipe
+from tasks.status import last_recipe
 from tasks.steps import chosen_steps
 
 
 def run_locally(
-    recipe_name: str, settings: Sequence[str], workdir: Path | None, first: str | None, only: str | None
+    recipe_name: str,
+    settings: Sequence[str],
+    workdir: str | None,
+    first: str | None = None,
+    only: str | None = None,
+    last: str | None = None,
 ) -> None:
     """What ``calumma run`` does. Nothing is started when there is nothing to do."""
     console = Console(highlight=False, soft_wrap=True)
     recipe = load_recipe(recipe_name, settings)
-    root = (workdir or Path("work") / recipe.name).absolute()
-    if workdir is not None and ":" in workdir.parts[0]:
-        raise ResourceError(f"--workdir {workdir}: work folders are local for now; name a folder on a disk")
-    prints = fingerprints(recipe)
-    store = Storage(root)
-    names = chosen_steps(first, only)
+    name = whole_name(workdir or f"work/{recipe.name}")
+    root, store = local_side(name), Storage(name)
+    names = chosen_steps(first, only, last)
+    prints = fingerprints(recipe, store)
     if all(load_step(store.sub(folder_of(n, prints[n]))) is not None for n in names):
         _remember(recipe, store)
         _end_leftovers(root)
-        console.print(f"Nothing to do: {len(names)} of {len(names)} steps are done in {root}")
+        console.print(f"Nothing to do: {len(names)} of {len(names)} steps are done in {name}")
     else:
         try:
             root.mkdir(parents=True, exist_ok=True)
         except OSError as e:
             raise ResourceError(f"{root}: the work folder cannot be made ({e.strerror}); choose another") from e
         store.need(256 << 20, "a run")
-        console.print(f"Recipe [bold]{recipe.name}[/] into {root} (stop with Ctrl-C; run again to go on)")
+        console.print(f"Recipe [bold]{recipe.name}[/] into {name} (stop with Ctrl-C; run again to go on)")
         with locked(root), _terminated_as_interrupt(), prefect_api(root) as ui:
             if ui is not None:
                 console.print(f"Prefect UI while it runs: {ui}")
             from flows.pipeline import pipeline
 
-            pipeline(recipe, str(root), first=first, only=only)
-    report = root / folder_of("report", prints["report"]) / "report.html"
-    if only is None and report.is_file():
+            pipeline(recipe, name, first=first, only=only, last=last)
+    report = f"{folder_of('report', prints['report'])}/report.html"
+    if only is last is None and store.local and store.exists(report):
         shown, command = _short(root), _command()
         console.print(
-            f"\nReport: [bold]{_short(report)}[/]\n\nTo try next:\n"
+            f"\nReport: [bold]{_short(root / report)}[/]\n\nTo try next:\n"
             f'  {command} generate {shown} "{recipe.evaluation.request.format(name="red apple")}" --modality image\n'
             f"  {command} export {shown} --out {root.name}-transformers\n"
             f"  {command} ui {shown}"
         )
+
+
+def retry_locally(workdir: str) -> None:
+    """What ``calumma retry`` does. Nothing is started when nothing in quarantine may have been mended."""
+    from tasks.context import StepContext
+    from tasks.retry import plan_retry
+
+    console = Console(highlight=False, soft_wrap=True)
+    name = whole_name(workdir)
+    root, recipe = local_side(name), last_recipe(name)
+    with locked(root):
+        plan = plan_retry(StepContext(recipe, name, "scan"))
+        if plan is None:
+            console.print(f"Nothing to retry in {name}: no quarantined sample's fault is one that may pass by itself.")
+            return
+        classes = ", ".join(f"{n:,} {error}" for error, n in plan.classes.items())
+        console.print(f"{'Going on with' if plan.begun else 'Starting'} retry {plan.number}: {classes}")
+        with _terminated_as_interrupt(), prefect_api(root):
+            from flows.retry import retry
+
+            found = retry(recipe, name)
+        console.print(f"{found['rescued']:,} of {found['tried']:,} samples are in the stores now")
+        if found["rescued"]:
+            console.print(f"To mix and train with them: {_command()} run RECIPE --workdir {name}")
 
 
 def _remember(recipe: Recipe, store: Storage) -> None:

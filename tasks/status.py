@@ -9,16 +9,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Group, RenderableType
 from rich.table import Table
 
 from infra.errors import ResourceError, StepFailed, StoreError
+from infra.home import whole_name
 from infra.storage import Storage
 from infra.store.commit import done_parts, load_step
 from infra.store.manifest import StepManifest
 from tasks.fingerprint import fingerprint_of, folder_of, ingredients
-from tasks.recipe import Recipe, load_recipe, parse_recipe
+from tasks.ledger_table import ledger_table
+from tasks.recipe import Recipe, load_recipe, read_recipe
 from tasks.steps import STEPS
 
 
@@ -41,35 +42,32 @@ class StepStatus:
 class Status:
     """A work folder."""
 
-    workdir: Path
+    workdir: str
     recipe: Recipe
     steps: tuple[StepStatus, ...]
     checkpoints: tuple[str, ...] = field(default_factory=tuple)
 
 
-def last_recipe(workdir: Path) -> Recipe:
-    """The recipe that was last run in a work folder; StoreError where there is none."""
-    path = workdir / "recipe.yaml"
+def last_recipe(workdir: Path | str, settings: Sequence[str] = ()) -> Recipe:
+    """The recipe that was last run in a work folder, with changes; StoreError where there is none."""
+    store = Storage(workdir)
     try:
-        return parse_recipe(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
-    except (OSError, yaml.YAMLError) as e:
+        text = store.get("recipe.yaml")
+    except (StoreError, OSError) as e:
         raise StoreError(
             f"{workdir}: no run was made in this folder (there is no readable recipe.yaml). "
             f"Make one: calumma run RECIPE --workdir {workdir}"
         ) from e
+    return read_recipe(text, settings, store.url("recipe.yaml"), store.root)
 
 
-def status_of(workdir: Path, recipe_name: str | None = None, settings: Sequence[str] = ()) -> Status:
+def status_of(workdir: Path | str, recipe_name: str | None = None, settings: Sequence[str] = ()) -> Status:
     """The folder's steps under its last recipe, or under another one, compared with the last."""
-    last = last_recipe(workdir)
-    recipe = last
-    if recipe_name is not None:
-        recipe = load_recipe(recipe_name, settings)
-    elif settings:
-        recipe = load_recipe(workdir / "recipe.yaml", settings)
-    before, now = ingredients(last), ingredients(recipe)
-    store = Storage(workdir)
-    seconds = job_seconds(workdir)
+    store = Storage(whole_name(str(workdir)))
+    last = last_recipe(store.root)
+    recipe = last_recipe(store.root, settings) if recipe_name is None else load_recipe(recipe_name, settings)
+    before, now = ingredients(last, store), ingredients(recipe, store)
+    seconds = job_seconds(store)
     found = []
     for step in STEPS:
         fingerprint = fingerprint_of(now[step.name])
@@ -78,19 +76,19 @@ def status_of(workdir: Path, recipe_name: str | None = None, settings: Sequence[
         parts = len(done_parts(store.sub(name)))
         found.append(StepStatus(step.name, name, load_step(store.sub(name)), parts, seconds.get(fingerprint), changed))
     checkpoints = sorted(
-        str(p.relative_to(workdir))
+        f"{s.folder}/checkpoints/{name}"
         for s in found
-        for p in (workdir / s.folder / "checkpoints").glob("step-*")
-        if p.suffix in (".json", ".pt")  # a training's manifests; the image tokenizer's single files
+        for name in store.list(f"{s.folder}/checkpoints")
+        if name.startswith("step-") and name.endswith((".json", ".pt"))  # manifests; the image tokenizer's files
     )
-    return Status(workdir, recipe, tuple(found), tuple(checkpoints))
+    return Status(store.root, recipe, tuple(found), tuple(checkpoints))
 
 
-def job_seconds(workdir: Path) -> dict[str, float]:
+def job_seconds(workdir: Storage) -> dict[str, float]:
     """Seconds that the jobs of each fingerprint took, over all attempts that ended by themselves."""
     total: dict[str, float] = {}
-    for path in (workdir / "runs" / "jobs").glob("*/record.json"):
-        record = json.loads(path.read_text())
+    for data in workdir.get_many(f.name for f in workdir.find("runs/jobs") if f.name.endswith("/record.json")):
+        record = json.loads(data)
         total[record["fingerprint"]] = total.get(record["fingerprint"], 0.0) + record["seconds"]
     return total
 
@@ -120,32 +118,14 @@ def render(status: Status) -> RenderableType:
         state = "[green]done[/]" if s.manifest else f"[yellow]{s.parts} parts[/]" if s.parts else "[dim]to do[/]"
         why = ", ".join(s.changed) if s.manifest is None else ""
         steps.add_row(s.step, state, f"{s.seconds:,.0f} s" if s.seconds is not None else "", s.folder, why)
-    shown: list[RenderableType] = [steps, ledger_table(status)]
+    lines = ((s.step, name, rows) for s in status.steps if s.manifest for name, rows in s.manifest.rows.items())
+    shown: list[RenderableType] = [steps, ledger_table(lines)]
     if status.checkpoints:
         shown.append("Checkpoints:\n" + "\n".join(f"  {c}" for c in status.checkpoints))
     report = next(s for s in status.steps if s.step == "report")
     if report.manifest:
-        shown.append(f"Report: {status.workdir / report.folder / 'report.html'}")
+        shown.append(f"Report: {status.workdir}/{report.folder}/report.html")
     return Group(*shown)
-
-
-def ledger_table(status: Status) -> Table:
-    """in = out + filtered + duplicate + quarantined + removed, by step and source, checked."""
-    table = Table(title="Ledger: in = out + filtered + duplicate + quarantined + removed", title_justify="left")
-    for column in ("step", "source", "in", "out", "what went away", "balance"):
-        table.add_column(column, justify="right" if column in ("in", "out") else "left", overflow="fold")
-    for s in status.steps:
-        for source, rows in (s.manifest.rows if s.manifest else {}).items():
-            fates = {
-                "filtered": rows.filtered,
-                "duplicate": rows.duplicate,
-                "quarantined": rows.quarantined,
-                "removed": rows.removed,
-            }
-            gone = [f"{n:,} {fate} ({why})" for fate, found in fates.items() for why, n in sorted(found.items())]
-            balance = "[green]closed[/]" if rows.balance == 0 else f"[red]open by {rows.balance}[/]"
-            table.add_row(s.step, source, f"{rows.entered:,}", f"{rows.out:,}", "\n".join(gone), balance)
-    return table
 
 
 def copy_export(workdir: Path, out: Path) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from infra.storage import Storage
 from infra.errors import ResourceError, StepFailed, StoreError
 from tasks.fingerprint import folder_of
 from tasks.status import copy_export, job_seconds, last_recipe, render, status_of
@@ -52,7 +53,7 @@ def test_it_says_what_a_change_would_redo_and_why(workdir: Path) -> None:
 
 
 def test_times_and_errors(workdir: Path, tmp_path: Path) -> None:
-    assert job_seconds(workdir)["f"] == 2.5
+    assert job_seconds(Storage(workdir))["f"] == 2.5
     with pytest.raises(StoreError, match="no run was made"):
         last_recipe(tmp_path)
     with pytest.raises(StepFailed, match="step export is not finished"):
