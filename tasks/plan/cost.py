@@ -1,0 +1,235 @@
+"""``calumma plan``: parts, bytes, requests, hours and money, each with its arithmetic. Nothing is started."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from tasks.plan.data import BYTES_A_TOKEN, SourceSize, source_sizes
+from tasks.plan.rates import Rates
+from tasks.recipe import Recipe
+
+REFERENCE_FLOPS = 550e9
+"""Of encoding one 512x512 picture with Chameleon's encoder; ``Rates.encode`` counts such pictures."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One figure: what it is, how it comes about, and what it costs."""
+
+    step: str
+    what: str
+    arithmetic: str
+    value: str
+    cost: float = 0.0
+
+
+@dataclass(frozen=True)
+class CostPlan:
+    """Everything ``calumma plan`` prints."""
+
+    recipe: str
+    sources: tuple[SourceSize, ...]
+    stages: tuple[tuple[str, int, dict[str, float]], ...]
+    """Name, tokens and weights."""
+    data: tuple[Line, ...]
+    training: tuple[Line, ...]
+    rates: Rates
+
+    @property
+    def cost(self) -> float:
+        return sum(line.cost for line in (*self.data, *self.training))
+
+
+def plan_cost(recipe: Recipe, rates: Rates, source: str | None = None) -> CostPlan:
+    """The arithmetic of a recipe under some rates; with ``source`` of that source alone, up to its documents.
+
+    RecipeError if there is no source of that name.
+    """
+    sources = source_sizes(recipe, source)
+    if source is not None:
+        lines = tuple(x for x in _data(recipe, sources, rates) if x.step not in ("mix", "all"))
+        return CostPlan(f"{recipe.name}, {source}", sources, (), lines, (), rates)
+    stages = tuple((s.name, round(s.share * recipe.mix.tokens), dict(s.weights)) for s in recipe.mix.stages)
+    return CostPlan(recipe.name, sources, stages, _data(recipe, sources, rates), _training(recipe, rates), rates)
+
+
+def _data(recipe: Recipe, sources: tuple[SourceSize, ...], rates: Rates) -> tuple[Line, ...]:
+    pictures, samples, parts = (sum(getattr(s, n) for s in sources) for n in ("pictures", "samples", "items"))
+    tokens, read = sum(s.text_tokens for s in sources), sum(s.bytes for s in sources)
+    text, codes = tokens * BYTES_A_TOKEN, recipe.image_tokenizer.codes_per_image
+    tables, stored = samples * rates.scan_row.value, _stored(pictures, samples, text, codes, rates)
+    documents = 2 * ((codes + 2) * pictures + tokens)
+    sequences = -(-recipe.mix.tokens // recipe.mix.sequence_length)
+    packed = sequences * (recipe.mix.sequence_length * 17 / 8 + 1 / 8)
+    written = {"scan": tables, "encode": stored, "tokenize": documents, "mix": packed}
+    reads = {"scan": read, "encode": read + tables, "tokenize": stored, "mix": documents}
+    lines = [
+        Line(
+            "scan",
+            "hash, measure, filter",
+            f"{pictures:,} pictures / {rates.scan.value:,.0f} + {_bytes(text)} / {_bytes(rates.scan_text.value)} "
+            "a s and core",
+            *_core_hours(pictures / rates.scan.value + text / rates.scan_text.value, rates),
+        ),
+        Line(
+            "encode",
+            "decode, resize, crop",
+            f"{pictures:,} pictures / {rates.decode.value:,.0f} a s and core",
+            *_core_hours(pictures / rates.decode.value, rates),
+        ),
+        _encoding(recipe, pictures, rates),
+        Line(
+            "tokenize",
+            "text to ids",
+            f"{tokens:,} tokens / {_short(rates.tokenize.value)} a s and core",
+            *_core_hours(tokens / rates.tokenize.value, rates),
+        ),
+        Line(
+            "mix",
+            "pack and write",
+            f"{recipe.mix.tokens:,} tokens / {_short(rates.pack.value)} a s and core",
+            *_core_hours(recipe.mix.tokens / rates.pack.value, rates),
+        ),
+        Line("encode", "codes", f"{pictures:,} pictures × {codes:,} codes × 2 B", _bytes(2 * codes * pictures)),
+        Line(
+            "encode",
+            "sample store",
+            f"codes × {rates.codes_ratio.value:g} + {samples:,} samples × {rates.sample_row.value:,.0f} B + "
+            f"{_bytes(text)} of text × {rates.text_ratio.value:g}",
+            _bytes(stored),
+        ),
+        Line("tokenize", "document store", f"({pictures:,} × {codes + 2:,} + {tokens:,}) × 2 B", _bytes(documents)),
+        Line(
+            "mix",
+            "sequences",
+            f"{sequences:,} × ({recipe.mix.sequence_length:,} × 2 B + 1 bit a token + 8 B / 64)",
+            _bytes(packed),
+        ),
+    ]
+    total = sum(written.values())
+    lines.append(
+        Line(
+            "all",
+            "stored for a month",
+            f"{_bytes(total)} × ${rates.stored_month.value:g} a GB",
+            f"{_bytes(total)} a month",
+            total / 1e9 * rates.stored_month.value,
+        )
+    )
+    for step, size in reads.items():
+        count = round(size / rates.request_bytes.value) + parts * 2 + -(-parts // 1000)
+        lines.append(
+            Line(
+                step,
+                "requests that read",
+                f"{_bytes(size)} / {_bytes(rates.request_bytes.value)} + {parts:,} parts × 2 + lists of 1,000",
+                f"{count:,}",
+                count / 1000 * rates.read_requests.value,
+            )
+        )
+    for step, size in written.items():
+        made = parts if step != "mix" else -(-sequences // recipe.mix.file_sequences) * 4
+        count = round(size / rates.upload_bytes.value) + made * 4
+        lines.append(
+            Line(
+                step,
+                "requests that write",
+                f"{_bytes(size)} / {_bytes(rates.upload_bytes.value)} + {made:,} files × (begin, end, check, manifest)",
+                f"{count:,}",
+                count / 1000 * rates.write_requests.value,
+            )
+        )
+    return tuple(lines)
+
+
+def _stored(pictures: int, samples: int, text: float, codes: int, rates: Rates) -> float:
+    packed = 2 * codes * pictures * rates.codes_ratio.value
+    return packed + samples * rates.sample_row.value + text * rates.text_ratio.value
+
+
+def _encoding(recipe: Recipe, pictures: int, rates: Rates) -> Line:
+    flops = image_tokenizer_cost(recipe)[1]
+    rate = rates.encode.value * REFERENCE_FLOPS / flops
+    hours = pictures / rate / 3600
+    return Line(
+        "encode",
+        "pictures to codes",
+        f"{pictures:,} pictures / {rate:,.4g} a s and device ({flops / 1e9:,.1f} GFLOP each)",
+        f"{hours:,.1f} {rates.device}-hours" if hours >= 0.1 else f"{hours * 3600:,.0f} {rates.device}-seconds",
+        hours * rates.device_hour.value,
+    )
+
+
+def _training(recipe: Recipe, rates: Rates) -> tuple[Line, ...]:
+    size, length = recipe.vocabulary.size, recipe.mix.sequence_length
+    parameters, per_token = recipe.model.parameters(size), recipe.model.flops_per_token(size, length)
+    reached = rates.device_flops.value * rates.train_utilisation.value
+    share = f"{rates.device_flops.value / 1e12:,.4g} TFLOP/s × {rates.train_utilisation.value:.0%}"
+    tokenizer_parameters, _, training_flops = image_tokenizer_cost(recipe)
+    training = recipe.image_tokenizer_training
+    seen = training.steps * training.batch
+    steps = math.ceil(recipe.mix.tokens / length / recipe.pretrain.batch)
+    # fp32 master weights and both moments, and the weights in the training precision
+    checkpoint = parameters * (12 + (2 if recipe.resources.precision == "bf16" else 4))
+
+    def hours(flops: float) -> tuple[str, float]:
+        found = flops / reached / 3600
+        text = f"{found:,.1f} {rates.device}-hours" if found >= 0.1 else f"{found * 3600:,.0f} {rates.device}-seconds"
+        return text, found * rates.device_hour.value
+
+    return (
+        Line("image-tokenizer", "parameters", "encoder, decoder, codebook", f"{tokenizer_parameters:,}"),
+        Line(
+            "image-tokenizer",
+            "training",
+            f"{seen:,} pictures × {training_flops / 1e9:,.1f} GFLOP / ({share})",
+            *hours(seen * training_flops),
+        ),
+        Line("pretrain", "parameters", "untied embeddings", f"{parameters:,}"),
+        Line(
+            "pretrain",
+            "training",
+            f"{recipe.mix.tokens:,} tokens × {per_token / 1e9:,.4g} GFLOP / ({share})",
+            *hours(float(per_token) * recipe.mix.tokens),
+        ),
+        Line("pretrain", "steps", f"{recipe.pretrain.batch:,} sequences of {length:,} tokens each", f"{steps:,}"),
+        Line("pretrain", "a checkpoint", "weights, float32 weights and both moments", _bytes(checkpoint)),
+    )
+
+
+def image_tokenizer_cost(recipe: Recipe) -> tuple[int, float, float]:
+    """(parameters, FLOPs to encode a picture, FLOPs to train on one: three forward passes of the whole)."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from model.image_tokenizer.vqgan import VQModel
+
+    config = recipe.image_tokenizer
+    with torch.device("meta"):
+        model = VQModel(config)
+        x_BCHW = torch.zeros(1, 3, config.resolution, config.resolution)
+    with torch.no_grad(), FlopCounterMode(display=False) as whole:
+        z_BCHW = model.latents(x_BCHW)
+        encode = float(whole.get_total_flops())
+        model.decode_latents(z_BCHW)
+    search = 2.0 * config.codes_per_image * config.codes * config.embed_dim
+    return sum(p.numel() for p in model.parameters()), encode + search, 3.0 * (whole.get_total_flops() + search)
+
+
+def _core_hours(seconds: float, rates: Rates) -> tuple[str, float]:
+    hours = seconds / 3600
+    return (
+        f"{hours:,.1f} core-hours" if hours >= 0.1 else f"{seconds:,.0f} core-seconds"
+    ), hours * rates.core_hour.value
+
+
+def _short(n: float) -> str:
+    return f"{n / 1e6:,.4g} M" if n >= 1e6 else f"{n:,.0f}"
+
+
+def _bytes(n: float) -> str:
+    for unit, size in (("PB", 1e15), ("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if n >= size:
+            return f"{n / size:,.2f} {unit}"
+    return f"{n:,.0f} B"

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from infra.errors import RecipeError, SourceError
+from tasks.plan.cost import CostPlan, plan_cost
+from tasks.plan.data import source_sizes
+from tasks.plan.rates import Rate, Rates, load_rates
+from tasks.plan.render import render
+from tasks.recipe import load_recipe
+
+
+def rates(**values: float) -> Rates:
+    """Rates of 1 but for those named."""
+    names = [n for n in Rates.model_fields if n != "device"]
+    return Rates(
+        device="A100",
+        **{n: Rate(value=values.get(n, 1.0), unit="u", measured=False, basis="for a test") for n in names},  # type: ignore[arg-type]
+    )
+
+
+def value(plan: CostPlan, step: str, what: str) -> str:
+    (found,) = [line.value for line in (*plan.data, *plan.training) if (line.step, line.what) == (step, what)]
+    return found
+
+
+def test_the_papers_data_and_model_by_arithmetic() -> None:
+    recipe = load_recipe("chameleon-7b")
+    plan = plan_cost(
+        recipe, rates(encode=227, device_flops=312e12, train_utilisation=0.4486, device_hour=2, stored_month=0.023)
+    )
+    sizes = {s.name: s for s in plan.sources}
+    pairs = sizes["pairs"]
+    assert (pairs.samples, pairs.pictures, pairs.items) == (1_400_000_000, 1_400_000_000, 140_000)
+    # Stage 1 as FACTS has it: 2.9 T, 1.5 T and 0.4 T tokens.
+    assert sizes["text"].text_tokens == 2_900_000_000_000
+    assert pairs.pictures * 1026 + pairs.text_tokens == pytest.approx(1.5e12, rel=0.001)
+    interleaved = sizes["interleaved"]
+    assert interleaved.pictures * 1026 + interleaved.text_tokens == pytest.approx(0.4e12, rel=0.002)
+    pictures = sum(s.pictures for s in plan.sources)
+    assert value(plan, "encode", "codes") == f"{pictures * 2048 / 1e12:,.2f} TB"
+    assert value(plan, "pretrain", "parameters") == "7,013,158,912"
+    assert value(plan, "mix", "sequences").startswith("19.5")  # 18.4 TB of ids, 1.15 TB of starts
+    hours = float(value(plan, "pretrain", "training").split()[0].replace(",", ""))
+    assert hours == pytest.approx(856_481, rel=0.02), "the paper's A100-hours at the utilisation derived from them"
+
+
+def test_one_source_alone() -> None:
+    recipe = load_recipe("chameleon-7b")
+    plan = plan_cost(recipe, rates(encode=227), "pairs")
+    assert value(plan, "encode", "codes") == "2.87 TB", "the design's figure"
+    assert value(plan, "encode", "pictures to codes").startswith("1,72")
+    assert {line.step for line in plan.data} == {"scan", "encode", "tokenize"}
+    assert not plan.training
+    with pytest.raises(RecipeError, match="there are pairs, text"):
+        plan_cost(recipe, rates(), "pears")
+
+
+def test_an_encoder_of_another_size_is_reckoned_by_its_flops() -> None:
+    small = plan_cost(load_recipe("emoji"), rates(encode=1))
+    line = next(x for x in small.data if x.what == "pictures to codes")
+    assert "GFLOP each" in line.arithmetic
+    per_picture = float(line.arithmetic.split("(")[1].split()[0])
+    rate = float(line.arithmetic.split("/ ")[1].split()[0].replace(",", ""))
+    assert rate == pytest.approx(550 / per_picture, rel=0.1)
+
+
+def test_costs_are_hours_times_prices() -> None:
+    recipe = load_recipe("chameleon-7b")
+    cheap, dear = (plan_cost(recipe, rates(encode=227, device_hour=p)) for p in (1, 3))
+    cost = {p: next(x.cost for x in plan.data if x.what == "pictures to codes") for p, plan in ((1, cheap), (3, dear))}
+    assert cost[3] == pytest.approx(3 * cost[1])
+    assert dear.cost > cheap.cost
+
+
+def test_the_whole_plan_can_be_shown_with_its_arithmetic_and_rates() -> None:
+    console = Console(record=True, width=200)
+    console.print(render(plan_cost(load_recipe("chameleon-7b"), load_rates())))
+    text = console.export_text()
+    assert "1,400,000,000" in text
+    assert "not measured" in text, "what was derived is said to be"
+    assert "requests that write" in text
+
+
+def test_a_source_out_of_reach_must_state_its_size(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        "name: r\nsources: [{name: a, type: text, kind: text, path: nowhere}]\n"
+        "mix: {tokens: 1000, stages: [{name: one, share: 1, weights: {a: 1}}]}\nfinetune_mix: {sources: []}\n"
+    )
+    with pytest.raises(SourceError, match="state its size"):
+        source_sizes(load_recipe(recipe))
+    stated = load_recipe(recipe, ["sources.a.expected.samples=20000", "sources.a.expected.tokens=5"])
+    (size,) = source_sizes(stated)
+    assert (size.samples, size.items, size.text_tokens, size.basis) == (20_000, 3, 5, "stated")
+
+
+def test_a_file_that_is_none_of_rates_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"benchmarks\.rates"):
+        load_rates(tmp_path / "none.json")
+    (tmp_path / "bad.json").write_text('{"device": "x"}')
+    with pytest.raises(RecipeError, match="encode: Field required"):
+        load_rates(tmp_path / "bad.json")
