@@ -1,21 +1,24 @@
 """Work items over a fixed pool of Ray actors: skip what is committed, commit each part as it is made, report progress.
 
 The work itself is a pure class: ``Worker(context)`` with ``process(item) -> PartOutput``. Nothing in it knows of Ray;
-:func:`run_items` with ``workers=0`` runs it in this process, which is what unit tests do.
+:func:`run_items` with ``workers=0`` runs it in this process, which is what unit tests do. Only manifests come back to
+the driver (``tasks/actors.py``), so that it can plan and resume 100,000 items.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from infra.errors import CalummaError, StepFailed
-from infra.store.commit import commit_part, done_parts, load_part
+from infra.errors import StepFailed
+from infra.store.commit import commit_part, done_parts, load_parts
 from infra.store.manifest import PartManifest, Rows
 from tasks.context import StepContext
 
-MAX_DEATHS = 3
+READ_BACK = 2000
+"""When a step goes on, up to so many finished parts are counted exactly, by their manifests; more by their number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,7 @@ class Worker(Protocol):
     def process(self, item: Any) -> PartOutput: ...
 
 
-class _Committer:
+class Committer:
     """Runs a worker and commits what it returns."""
 
     def __init__(self, context: StepContext, worker: Callable[[StepContext], Worker]) -> None:
@@ -72,80 +75,80 @@ def run_items(
     worker: Callable[[StepContext], Worker],
     *,
     workers: int | None = None,
+    gpus: float = 0,
     unit: str = "parts",
     weight: Callable[[PartManifest], int] = lambda manifest: 1,
     total: int | None = None,
 ) -> list[str]:
     """Makes every item's part that is not committed yet; all parts' names, in the items' order.
 
-    ``weight`` and ``total`` let progress count something finer than parts, e.g. rows.
+    ``weight`` and ``total`` let progress count something finer than parts, e.g. rows. ``gpus``: of each actor. What is
+    done is known from one listing.
+
+    Raises:
+        StepFailed: two items have one part's name, the cluster is too small, or an item kills whatever works on it.
+        CalummaError: what a worker raised; any other exception of a worker comes as Ray's, with its stack.
     """
     names = [item.part for item in items]
     if len(set(names)) != len(names):
         raise StepFailed(f"step {context.step}: two work items have the same part name")
     store = context.store()
     store.sweep("parts")
-    finished = done_parts(store)
+    finished = done_parts(store).intersection(names)
     todo = [item for item in items if item.part not in finished]
-    counts = {"done": 0, "quarantined": 0}
-
-    def account(manifest: PartManifest) -> None:
-        counts["done"] += weight(manifest)
-        counts["quarantined"] += sum(manifest.rows.quarantined.values())
-        context.progress.update(
-            counts["done"], len(items) if total is None else total, unit, quarantined=counts["quarantined"]
-        )
-
-    for name in names:
-        if name in finished:
-            account(load_part(store, name))
+    tally = _Tally(context, unit, weight, len(names), total)
+    tally.resume(finished)
     size = context.recipe.resources.data_workers if workers is None else workers
     if size == 0:
-        inline = _Committer(context, worker) if todo else None
+        inline = Committer(context, worker)
         for item in todo:
-            assert inline is not None
-            account(inline.process(item))
+            tally.add(inline.process(item))
     elif todo:
-        _run_on_ray(context, todo, worker, size, account)
+        from tasks.actors import run_on_actors  # here, so that pure uses of this module need no Ray
+
+        run_on_actors(context, Committer, worker, todo, size, gpus, tally.add, tally.note)
     return names
 
 
-def _run_on_ray(
-    context: StepContext,
-    todo: Sequence[Item],
-    worker: Callable[[StepContext], Worker],
-    size: int,
-    account: Callable[[PartManifest], None],
-) -> None:
-    import ray  # here, so that pure uses of this module need no Ray
+class _Tally:
+    """How far a step is: in parts, or in what the caller weighs them by."""
 
-    if not ray.is_initialized():
-        ray.init(logging_level="warning")
-    cpus = context.recipe.resources.data_cpus
-    available = ray.cluster_resources().get("CPU", 0)
-    size = min(size, len(todo))
-    if size * cpus > available:
-        raise StepFailed(
-            f"step {context.step}: {size} workers of {cpus} CPUs need {size * cpus:g} CPUs and the cluster has "
-            f"{available:g}. Lower resources.data_workers or resources.data_cpus."
-        )
-    actor_class = ray.remote(num_cpus=cpus, max_restarts=MAX_DEATHS, max_task_retries=MAX_DEATHS)(_Committer)
-    actors = [actor_class.remote(context, worker) for _ in range(size)]
-    queue = list(reversed(todo))
-    running: dict[Any, Any] = {}
-    try:
-        for actor in actors:
-            running[actor.process.remote(queue.pop())] = actor
-        while running:
-            ready, _ = ray.wait(list(running), num_returns=1)
-            actor = running.pop(ready[0])
-            try:
-                manifest = ray.get(ready[0])
-            except CalummaError as e:  # Ray's text of it is the worker's whole stack
-                raise getattr(e, "cause", e) from None
-            account(manifest)
-            if queue:
-                running[actor.process.remote(queue.pop())] = actor
-    finally:
-        for actor in actors:
-            ray.kill(actor)
+    def __init__(
+        self,
+        context: StepContext,
+        unit: str,
+        weight: Callable[[PartManifest], int],
+        parts: int,
+        total: int | None,
+    ) -> None:
+        self._context, self._unit, self._weight, self._parts = context, unit, weight, parts
+        self._total = parts if total is None else total
+        self._done = 0.0
+        self._quarantined = 0
+
+    def resume(self, finished: AbstractSet[str]) -> None:
+        """Counts what is committed already: by its manifests where they are few, else as its share of the parts."""
+        if len(finished) <= READ_BACK:
+            for manifest in load_parts(self._context.store(), sorted(finished)):
+                self._count(manifest)
+        else:
+            self._done = round(self._total * len(finished) / self._parts)
+        if finished:
+            self._report()
+
+    def add(self, manifest: PartManifest) -> None:
+        """Counts a part that was just committed."""
+        self._count(manifest)
+        self._report()
+
+    def note(self, text: str) -> None:
+        """Says something beside the count, at once."""
+        self._report(note=text, force=True)
+
+    def _count(self, manifest: PartManifest) -> None:
+        self._done += self._weight(manifest)
+        self._quarantined += sum(manifest.rows.quarantined.values())
+
+    def _report(self, **more: Any) -> None:
+        done = min(self._done, self._total)  # a share of the parts may have been a little too much
+        self._context.progress.update(done, self._total, self._unit, quarantined=self._quarantined, **more)

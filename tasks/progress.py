@@ -12,11 +12,14 @@ INTERVAL_S = 0.5
 
 
 class Progress:
-    """Writes ``runs/jobs/<job>/progress.json``, at most twice a second unless forced."""
+    """Writes ``runs/jobs/<job>/progress.json``, at most twice a second unless forced.
+
+    The rate is what was done since the first report: what an earlier attempt left done is no speed.
+    """
 
     def __init__(self, store: Storage, job: str) -> None:
         self._store, self._name = store, f"runs/jobs/{job}/progress.json"
-        self._started = time.monotonic()
+        self._first: tuple[float, float] | None = None
         self._last = 0.0
 
     def update(
@@ -31,15 +34,18 @@ class Progress:
     ) -> None:
         """Reports ``done`` of ``total``; ``note`` is a short line such as a loss."""
         now = time.monotonic()
+        if self._first is None:
+            self._first = now, done
         if not force and now - self._last < INTERVAL_S and done < total:
             return
         self._last = now
-        seconds = now - self._started
+        started, before = self._first
+        seconds = now - started
         state = {
             "done": done,
             "total": total,
             "unit": unit,
-            "rate": done / seconds if seconds > 1 else 0.0,  # before that it would say nothing
+            "rate": (done - before) / seconds if seconds > 1 else 0.0,  # before that it would say nothing
             "quarantined": quarantined,
             "note": note,
         }

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,8 +10,10 @@ from infra.errors import StepFailed
 from infra.storage import Storage
 from infra.store.commit import done_parts
 from infra.store.manifest import Rows
+from tasks import pool
 from tasks.context import StepContext
 from tasks.pool import PartOutput, run_items
+from tasks.progress import read_progress
 from tasks.recipe import load_recipe
 
 
@@ -57,10 +60,29 @@ def test_doubled_names_are_refused(context: StepContext) -> None:
         run_items(context, [Item("p0"), Item("p0")], Doubler, workers=0)
 
 
+def test_going_on_counts_what_is_done(context: StepContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    items = [Item(f"p{i}") for i in range(10)]
+    asked: dict[str, Any] = {"workers": 0, "unit": "rows", "weight": lambda m: m.rows.out, "total": 10}
+    run_items(context, items[:8], Doubler, **asked)
+    for limit in (8, 7):  # counted by their manifests, and as a share of the parts
+        monkeypatch.setattr(pool, "READ_BACK", limit)
+        fresh = StepContext(context.recipe, context.root, "scan", f"job-{limit}")
+        run_items(fresh, items[:8], Doubler, **asked)
+        state = read_progress(fresh.workdir, f"job-{limit}")
+        assert state is not None
+        assert (state["done"], state["total"], state["rate"]) == (10 if limit == 7 else 8, 10, 0.0)
+
+
+def test_of_many_finished_parts_no_manifest_is_read(context: StepContext, monkeypatch: pytest.MonkeyPatch) -> None:
+    items = [Item(f"p{i}") for i in range(5)]
+    run_items(context, items, Doubler, workers=0)
+    monkeypatch.setattr(pool, "READ_BACK", 4)
+    monkeypatch.setattr(pool, "load_parts", lambda *_: pytest.fail("a manifest was read"))
+    assert run_items(context, items, Doubler, workers=0) == [f"p{i}" for i in range(5)]
+
+
 def test_progress_is_reported(context: StepContext, tmp_path: Path) -> None:
     run_items(context, [Item("p0"), Item("p1")], Doubler, workers=0, unit="rows", weight=lambda m: m.rows.out, total=2)
-    from tasks.progress import read_progress
-
     state = read_progress(Storage(tmp_path), "local")
     assert state is not None
     assert (state["done"], state["total"], state["unit"]) == (2, 2, "rows")
