@@ -23,5 +23,12 @@ class ResourceError(CalummaError):
     """The machine or cluster lacks something: disk, memory, a port, workers."""
 
 
+class AccessError(ResourceError):
+    """A storage refuses everybody who asks as we do, until somebody mends it: rights, credentials, bucket, address.
+
+    Whoever bears the failure of one file must let this one through: every other file would fail alike.
+    """
+
+
 class StepFailed(CalummaError):
     """A step's job ended without committing its manifest."""

@@ -7,7 +7,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from pathlib import Path
+
+from infra.errors import ResourceError
+
+_CUT_URL = re.compile(r"[a-z0-9]+:/?(?!/)[^/]*(/|$)")
 
 
 def is_remote(workdir: str) -> bool:
@@ -16,7 +21,12 @@ def is_remote(workdir: str) -> bool:
 
 
 def whole_name(workdir: str) -> str:
-    """A work folder's name as jobs that run elsewhere understand it: a URL as it is, a path made absolute."""
+    """A work folder's name as jobs that run elsewhere understand it: a URL as it is, a path made absolute.
+
+    ResourceError for what is neither, such as ``s3:/bucket/run``.
+    """
+    if _CUT_URL.match(workdir):
+        raise ResourceError(f"work folder {workdir}: expected a folder, or s3://BUCKET/PREFIX with two slashes")
     return workdir.rstrip("/") if is_remote(workdir) else str(Path(workdir).absolute())
 
 

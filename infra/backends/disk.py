@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
-import uuid
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO
 
+from infra.backends.aside import aside_name, maker_lives
 from infra.backends.base import ASIDE, FileInfo
 from infra.errors import ResourceError, StoreError
 
@@ -21,6 +23,12 @@ READERS = 8
 
 BATCH = 16
 """Files that one of them reads in a row."""
+
+FORGOTTEN_S = 3600
+"""A file aside that has not grown for so long is nobody's any more, wherever its writer was."""
+
+NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EMLINK}
+"""What disks without hard links (some mounted ones) answer to one."""
 
 
 class Disk:
@@ -127,7 +135,7 @@ class Disk:
 
     def put(self, name: str, data: bytes) -> None:
         target = self.path(name)
-        self._write_aside(target, data).replace(target)
+        self._move(self._write_aside(target, data), target)
 
     def put_new(self, name: str, data: bytes) -> bool:
         target = self.path(name)
@@ -136,22 +144,62 @@ class Disk:
             os.link(aside, target)
         except FileExistsError:
             return False
+        except FileNotFoundError as e:
+            raise self._lost(target) from e
+        except OSError as e:
+            if e.errno not in NO_LINKS:
+                raise self._unwritten(target, len(data), e) from e
+            return self._claim(aside, target)
         finally:
-            aside.unlink()
+            aside.unlink(missing_ok=True)
         return True
 
     def delete(self, name: str) -> None:
         self.path(name).unlink(missing_ok=True)
 
     def sweep(self, folder: str) -> int:
-        found = list(self.path(folder).glob(f"{ASIDE}*")) if self.path(folder).is_dir() else []
-        for f in found:
-            f.unlink(missing_ok=True)
-        return len(found)
+        """Files aside go if their writer, a process of this machine, is no more; those of others after an hour."""
+        count = 0
+        for f in self.path(folder).glob(f"{ASIDE}*") if self.path(folder).is_dir() else ():
+            try:
+                if maker_lives(f.name) is False or time.time() - f.stat().st_mtime > FORGOTTEN_S:
+                    f.unlink()
+                    count += 1
+            except FileNotFoundError:  # its writer has just moved it, or somebody else sweeps
+                continue
+        return count
+
+    def _claim(self, aside: Path, target: Path) -> bool:
+        """Without hard links: whoever creates the file, empty, may move the written one over it."""
+        try:
+            os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        except FileExistsError:
+            return False
+        try:
+            self._move(aside, target)
+        except BaseException:
+            target.unlink(missing_ok=True)  # an empty file would count as the winner's for ever
+            raise
+        return True
+
+    def _move(self, aside: Path, target: Path) -> None:
+        try:
+            aside.replace(target)
+        except FileNotFoundError as e:
+            raise self._lost(target) from e
+        except OSError as e:
+            aside.unlink(missing_ok=True)
+            raise StoreError(f"{target}: cannot be put in place ({e.strerror}). Remove what is in its way.") from e
+
+    def _lost(self, target: Path) -> StoreError:
+        return StoreError(
+            f"{target}: what was written for it was removed before it was in place. Does another program, or a run on "
+            "another machine with another clock, clean up in this folder? Run again: finished parts are kept."
+        )
 
     def _write_aside(self, target: Path, data: bytes) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.parent / f"{ASIDE}{uuid.uuid4().hex}"
+        aside = target.parent / aside_name()
         try:
             with open(aside, "wb") as f:
                 f.write(data)
@@ -159,11 +207,14 @@ class Disk:
                 os.fsync(f.fileno())
         except OSError as e:
             aside.unlink(missing_ok=True)
-            raise ResourceError(
-                f"{target}: could not write {len(data):,} bytes ({e.strerror}). "
-                "Free some space or choose another folder with --workdir, then run again: finished parts are kept."
-            ) from e
+            raise self._unwritten(target, len(data), e) from e
         return aside
+
+    def _unwritten(self, target: Path, size: int, error: OSError) -> ResourceError:
+        return ResourceError(
+            f"{target}: could not write {size:,} bytes ({error.strerror}). "
+            "Free some space or choose another folder with --workdir, then run again: finished parts are kept."
+        )
 
 
 def _regular(entry: os.DirEntry[str]) -> os.stat_result | None:

@@ -19,8 +19,18 @@ import s3fs
 from aiobotocore.httpsession import AIOHTTPSession
 from botocore import exceptions as boto
 
-from infra.backends.s3_errors import WHERE, advice, clean, code_of, endpoint, is_strange, may_pass, said
-from infra.errors import CalummaError, ResourceError
+from infra.backends.s3_errors import (
+    WHERE,
+    advice,
+    clean,
+    code_of,
+    endpoint,
+    failure,
+    is_strange,
+    may_pass,
+    said,
+)
+from infra.errors import AccessError, CalummaError
 
 T = TypeVar("T")
 
@@ -96,7 +106,8 @@ class Connection:
 
         Raises:
             Refused: the server answered with one of the error codes in ``refusals``.
-            ResourceError: everything else; it names url, operation, attempts, cause and what to do.
+            AccessError, ResourceError: everything else (``s3_errors.failure``); they name url, operation, attempts,
+                cause and what to do.
         """
         began, attempt = time.monotonic(), 0
         while True:
@@ -114,14 +125,15 @@ class Connection:
                 if attempt >= self._limit(e):
                     spent = f"{attempt} attempts in {time.monotonic() - began:.0f} s" if attempt > 1 else "1 attempt"
                     # Not chained: the texts of botocore and aiohttp may hold headers and signatures.
-                    raise ResourceError(f"{url}: {operation} failed after {spent}: {said(e)}. {advice(e)}.") from None
+                    told = f"{url}: {operation} failed after {spent}: {said(e)}. {advice(e)}."
+                    raise failure(told, e, self.reached) from None
             await asyncio.sleep(random.uniform(0, min(BACKOFF_CAP_S, BACKOFF_S * 2 ** (attempt - 1))))
 
     async def _client(self, url: str) -> Any:
         try:
             return await self._fs.set_session()
         except ValueError as e:
-            raise ResourceError(
+            raise AccessError(
                 f"{url}: {endpoint()} is not the address of a server ({clean(str(e))}). {WHERE}."
             ) from None
 

@@ -9,6 +9,8 @@ import aiohttp
 from botocore import exceptions as boto
 from botocore.parsers import ResponseParserError
 
+from infra.errors import AccessError, ResourceError
+
 _ENDPOINT = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 _UNREACHED = (boto.EndpointConnectionError, boto.ConnectTimeoutError, boto.SSLError, boto.ProxyConnectionError)
 _BROKEN = (
@@ -66,6 +68,21 @@ _ADVICE = {
     "AuthorizationHeaderMalformed": "The bucket is in another region. Set AWS_DEFAULT_REGION",
     "NotImplemented": "The server cannot do this; docs/storage.md says what Calumma asks of one",
 }
+_NO_ACCESS = {
+    *_ADVICE.keys() - {"NotImplemented"},
+    "301",
+    "404",  # of a bucket; that of an object is no error here
+    "405",
+    "AccountProblem",
+    "ExpiredTokenException",
+    "InvalidClientTokenId",
+    "NotSignedUp",
+    "TokenRefreshRequired",
+    "UnrecognizedClientException",
+}
+"""Codes that every request of ours would get."""
+_NO_REQUEST = (*_CREDENTIALS, boto.NoRegionError, boto.InvalidRegionError, boto.ParamValidationError)
+"""Errors before a request was made: without credentials or a region, or for what is no bucket's name."""
 
 
 def may_pass(error: Exception) -> bool:
@@ -74,6 +91,15 @@ def may_pass(error: Exception) -> bool:
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         return status in _PASSING_STATUS or code_of(error) in _PASSING_CODES
     return isinstance(error, (*_BROKEN, boto.CredentialRetrievalError))  # a role's service may be busy
+
+
+def failure(text: str, error: Exception, reached: bool) -> ResourceError:
+    """What to raise for an error that ended an operation: AccessError where nothing else would fare better.
+
+    ``reached``: whether the server ever answered; if none did, an address that nobody answers at is a wrong one.
+    """
+    lasting = isinstance(error, _NO_REQUEST) or code_of(error) in _NO_ACCESS or (is_strange(error) and not reached)
+    return (AccessError if lasting else ResourceError)(text)
 
 
 def code_of(error: Exception) -> str:

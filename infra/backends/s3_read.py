@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from infra.backends.base import FileInfo, is_hidden
 from infra.backends.s3_client import Connection, Refused, connection
-from infra.errors import ResourceError, StoreError
+from infra.errors import AccessError, ResourceError, StoreError
 
 READS = 32
 """Small objects read at once by ``get_many``."""
@@ -76,7 +76,7 @@ class S3Reader:
             )
         except Refused as e:
             if e.code == "404":  # 403: the bucket is there, and not ours to look at
-                raise ResourceError(
+                raise AccessError(
                     f"s3://{self.bucket}: no such bucket. Create it, correct the address, or AWS_ENDPOINT_URL_S3."
                 ) from None
         self._s3.buckets.add(self.bucket)

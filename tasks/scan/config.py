@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from infra.config import Config
+from tasks.scan.languages import CODES, UNDETERMINED
 
 NAME = r"^[a-z0-9][a-z0-9_-]*$"
 
@@ -32,6 +33,15 @@ class ScorerConfig(Config):
     """A sample that has a picture with a lower score is filtered as ``score-NAME``."""
     max: float | None = None
     """A sample that has a picture with a higher score is filtered as ``score-NAME``."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ScorerConfig:
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(
+                f"scorer {self.name!r}: `min` is {self.min:g} and `max` is {self.max:g}, so that no picture could "
+                "stay; `min` must not be above `max`"
+            )
+        return self
 
 
 class BenchmarkConfig(Config):
@@ -71,7 +81,7 @@ class ScanConfig(Config):
     language: bool = False
     """Record the language of every sample; ``languages`` implies it."""
     languages: tuple[str, ...] | None = None
-    """ISO 639-1 codes that may stay."""
+    """Codes that may stay, of ``tasks/scan/languages.py``, or ``und``."""
     min_language_score: float = Field(default=0.5, ge=0, le=1)
     """A text whose language is less certain is ``und``, undetermined."""
     language_chars: int = Field(default=2000, ge=1)
@@ -85,6 +95,17 @@ class ScanConfig(Config):
     benchmarks: tuple[BenchmarkConfig, ...] = ()
     near_duplicates: bool = False
     """Compute what ``select.near_duplicates`` needs."""
+
+    @field_validator("languages")
+    @classmethod
+    def _known(cls, languages: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        unknown = sorted({*languages} - CODES - {UNDETERMINED}) if languages is not None else []
+        if unknown:
+            raise ValueError(
+                f"`languages` has {', '.join(map(repr, unknown))}, which no text is told to be in; expected codes like "
+                f"'en', of {', '.join(sorted(CODES))}, or {UNDETERMINED!r}"
+            )
+        return languages
 
     @model_validator(mode="after")
     def _check(self) -> ScanConfig:
@@ -104,7 +125,7 @@ class SelectConfig(Config):
     near_duplicates: bool = False
     """Also drop texts and interleaved documents that say nearly the same; needs ``scan.near_duplicates``."""
     memory_mb: int = Field(default=1024, ge=128)
-    """What the search for duplicates may hold in memory; the rest goes to a temporary folder."""
+    """What the search for duplicates may hold in memory; the rest goes to ``scratch`` in the work folder."""
 
 
 Device = Literal["cpu", "cuda"]

@@ -40,6 +40,9 @@ FAULTS: dict[str, Fault] = {
     # Not transient: a repaired file has another size or time, so that the next run scans its source anew.
     "damaged-file": Fault("a file or archive ends early or cannot be unpacked; what lies before was read"),
     "read-error": Fault("the storage did not give the bytes, after several tries", True),
-    "missing-image": Fault("the source names a picture that is not there", True),
+    "missing-image": Fault("the source names a file that is not there", True),
+    # Not transient: who fetches them, or puts them into the archive, changes the source, which is then scanned anew.
+    "not-downloaded": Fault("a picture on the web, of which the source has only the address"),
+    "no-picture": Fault("a row or a sample of an archive has no picture"),
 }
 """Faults of rows and files; those of pictures are in :mod:`tasks.encode.decode`."""

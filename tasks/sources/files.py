@@ -15,13 +15,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from infra.errors import ResourceError, SourceError, StoreError
+from infra.errors import AccessError, ResourceError, SourceError, StoreError
 from infra.storage import FileInfo, Storage
 from tasks.sources.base import RawImage, digest_of
-from tasks.sources.packed import COMPRESSED as COMPRESSED
-from tasks.sources.packed import DAMAGED as DAMAGED
-from tasks.sources.packed import opened as opened
-from tasks.sources.root import Root as Root
+from tasks.sources.packed import DAMAGED, opened, storage_errors
+from tasks.sources.root import is_broken_link
 
 MAX_FILE_BYTES = 1 << 29
 """A picture or a plain text that is larger is not read into memory."""
@@ -103,11 +101,35 @@ def _closed(slice_: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield {k: slice_[k] for k in ("folder", "first", "last", "row")}
 
 
-def slice_files(storage: Storage, locator: dict[str, Any], wanted: Callable[[str], bool]) -> list[str]:
-    """The names, relative to the storage, that a folder slice stands for, sorted."""
+def slice_files(
+    storage: Storage, locator: dict[str, Any], wanted: Callable[[str], bool], *, broken_links: bool = False
+) -> list[str]:
+    """The names, relative to the storage, that a folder slice stands for, sorted; ``broken_links`` as for the listing.
+
+    The folder's names are gone through for every slice of it. On a disk that is all, and only the slice's own files are
+    looked at; elsewhere all of them are listed.
+    """
     folder, first, last = locator["folder"], locator["first"], locator["last"]
-    names = (n for n in storage.list(folder) if first <= n <= last and not n.startswith("."))
-    return [n for n in (f"{folder}/{n}" if folder else n for n in names) if wanted(n)]
+
+    def ours(name: str) -> bool:
+        return first <= name <= last and not name.startswith(".") and wanted(f"{folder}/{name}" if folder else name)
+
+    if storage.local:
+        with storage_errors(storage, folder), os.scandir(storage.path(folder)) as entries:
+            names = sorted(e.name for e in entries if ours(e.name) and _is_file(e, broken_links))
+    else:
+        names = [n for n in storage.list(folder) if ours(n)]
+    return [f"{folder}/{n}" if folder else n for n in names]
+
+
+def _is_file(entry: os.DirEntry[str], broken_links: bool) -> bool:
+    """Whether it is a file or a link to one; the listing says so of most, without looking at the file."""
+    try:
+        if entry.is_file():
+            return True
+    except OSError:  # a loop of links
+        pass
+    return broken_links and entry.is_symlink() and is_broken_link(Path(entry.path))
 
 
 # -- reading
@@ -130,12 +152,14 @@ def ahead(storage: Storage, work: Callable[[Given], Made], given: Iterable[Given
 
 
 def read_plain(storage: Storage, name: str) -> str:
-    """A whole text file, compressed or not; UnusableRow if it is damaged, too large or not UTF-8."""
+    """A whole text file, compressed or not; UnusableRow if it is damaged, too large, no UTF-8 or unreadable."""
     try:
         with opened(storage, name) as f:
             data = f.read(MAX_FILE_BYTES + 1)
     except DAMAGED as e:
         raise UnusableRow("damaged-file", str(e)) from e
+    except AccessError:
+        raise
     except (StoreError, ResourceError) as e:
         raise UnusableRow("read-error", str(e)) from e
     if len(data) > MAX_FILE_BYTES:
@@ -149,17 +173,29 @@ def read_plain(storage: Storage, name: str) -> str:
 def load_image(storage: Storage, name: str, url: str = "") -> RawImage:
     """A picture's bytes; without them and with the fault's class where there is no such file or it cannot be read.
 
-    UnusableRow if the name is none, leads out of the folder, or names a file that is too large.
+    An address on the web is no file's name. UnusableRow if the name is none, leads out of the folder, or names a file
+    that is too large; AccessError where no picture of the storage could be read.
     """
+    if name.lower().startswith(("http://", "https://")):
+        return without_file(name, url or name)
     path = inside(storage, name)
+    if not path:
+        return without_file(name, url)
     try:
         found = storage.info(path)
         if found is not None and found.size > MAX_FILE_BYTES:
             raise UnusableRow("too-large", f"{name}: {found.size:,} bytes; at most {MAX_FILE_BYTES:,} are read")
         data = None if found is None else storage.get_or_none(path)
+    except AccessError:
+        raise
     except (StoreError, ResourceError, OSError):
         return RawImage(name, None, url, "read-error")
     return RawImage(name, data, url)
+
+
+def without_file(name: str, url: str = "") -> RawImage:
+    """A picture of which the source has neither bytes nor a file's name, at most an address."""
+    return RawImage(name, None, url, "not-downloaded" if url else "no-picture")
 
 
 def inside(storage: Storage, name: str) -> str:
@@ -206,13 +242,16 @@ def _has_link(root: Path, parts: list[str]) -> bool:
 def field(row: dict[str, Any], name: str) -> Any:
     """A field by dotted path (``instances.0.input``); UnusableRow ``missing-field`` if it is not there or null."""
     value: Any = row
-    for part in name.split("."):
-        if isinstance(value, dict) and value.get(part) is not None:
+    parts = name.split(".")
+    for n, part in enumerate(parts, 1):
+        if isinstance(value, dict) and part in value:
             value = value[part]
         elif isinstance(value, list) and part.isdigit() and int(part) < len(value):
             value = value[int(part)]
         else:
             raise UnusableRow("missing-field", f"no field {name!r}; there are {', '.join(sorted(row))[:200]}")
+        if value is None:
+            raise UnusableRow("missing-field", f"field {'.'.join(parts[:n])!r} is null")
     return value
 
 

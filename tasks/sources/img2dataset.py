@@ -126,7 +126,7 @@ class Img2dataset(ListedSource):
             elif found[1].get("status") != _SUCCESS:
                 yield _failed(file, *found)
             elif found[1].get("key") not in seen:
-                yield BadRow(file, found[0], "missing-image", f"{found[1].get('key')} is not in {shard}.tar")
+                yield BadRow(file, found[0], "no-picture", f"{found[1].get('key')} is not in {shard}.tar")
 
     @cached_property
     def _in_tar(self) -> WebdatasetOptions:
@@ -134,10 +134,18 @@ class Img2dataset(ListedSource):
         return WebdatasetOptions(images=ENCODED, captions=places, licence=self._options.licence)
 
     def _beside(self, storage: Storage, row: int, name: str) -> RawSample | BadRow:
-        """The pair of a picture and the files beside it."""
+        """The pair of a picture and the files beside it; those may be absent, but not unreadable."""
         stem, _, extension = name.rpartition(".")
-        found = {e: load_image(storage, f"{stem}.{e}").data for e in (extension, "txt", "json")}
-        group = Group(stem, {e: data for e, data in found.items() if data is not None})
+        group = Group(stem)
+        try:
+            for suffix in (extension, "txt", "json"):
+                found = load_image(storage, f"{stem}.{suffix}")
+                if found.data is not None:
+                    group.files[suffix] = found.data
+                elif found.error != "missing-image" or suffix == extension:
+                    raise UnusableRow(found.error, f"{found.name} could not be read")
+        except UnusableRow as e:
+            group.fault = e
         return sample_of(group, name, row, self._in_tar, name)
 
     def _from_row(self, storage: Storage, file: str, found: tuple[int, dict[str, Any]] | BadRow) -> RawSample | BadRow:
@@ -169,4 +177,4 @@ def _stem(name: str) -> str:
 
 def _failed(file: str, row: int, content: dict[str, Any]) -> BadRow:
     said = " ".join(str(content.get(name) or "") for name in ("status", "error_message", "url")).strip()
-    return BadRow(file, row, "missing-image", f"img2dataset says: {said or 'no status'}")
+    return BadRow(file, row, "not-downloaded", f"img2dataset says: {said or 'no status'}")

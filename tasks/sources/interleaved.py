@@ -14,6 +14,7 @@ from tasks.sources.files import (
     load_image,
     optional_text,
     text_field,
+    without_file,
 )
 from tasks.sources.jsonl import JsonlSource, Maker
 from tasks.sources.lines import JsonRow
@@ -80,7 +81,7 @@ def segments_from(
 def _image(images: Storage, entry: dict[str, Any]) -> RawImage:
     url = optional_text(entry, "url")
     if entry.get("image") is None:
-        return RawImage("", None, url)
+        return without_file("", url)
     name = text_field(entry, "image")
     try:
         return load_image(images, name, url)

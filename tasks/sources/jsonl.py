@@ -8,9 +8,10 @@ from typing import Any
 
 from infra.storage import Storage
 from tasks.sources.base import BadRow, EndOfRange, RawSample, WorkItem
-from tasks.sources.files import COMPRESSED, UnusableRow, ahead
+from tasks.sources.files import UnusableRow, ahead
 from tasks.sources.lines import JsonRow, json_rows, line_items
 from tasks.sources.listed import ListedSource
+from tasks.sources.packed import COMPRESSED
 
 JSONL = (".jsonl", *(f".jsonl{packed}" for packed in COMPRESSED))
 Maker = Callable[[str, JsonRow], RawSample]

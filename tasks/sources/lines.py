@@ -18,12 +18,15 @@ from typing import IO, Any, NamedTuple
 
 from infra.storage import FileInfo, Storage
 from tasks.sources.base import BadRow, EndOfRange
-from tasks.sources.files import COMPRESSED, DAMAGED, UnusableRow, opened
+from tasks.sources.files import UnusableRow
+from tasks.sources.packed import COMPRESSED, DAMAGED, opened, storage_errors
 
 MAX_LINE_BYTES = 1 << 25
 """A longer line is passed over, without being held in memory."""
 SAMPLE = 1 << 20
 """Bytes of the source's first file from which the mean length of a line is taken."""
+LARGE, SHORTEST = 1 << 24, 1 << 16
+"""A file of more than ``LARGE`` bytes has no range of less than ``SHORTEST``, whatever its first lines look like."""
 BLOCK, AHEAD = 1 << 22, 1 << 16
 """Bytes read at once within a range, and at first behind its end."""
 
@@ -68,16 +71,20 @@ def line_items(storage: Storage, files: Iterable[FileInfo], target: int) -> Iter
             continue
         mean = mean or _mean_line(storage.range(file.name, 0, SAMPLE), file.size)
         count = math.ceil(file.size / (target * mean))
+        if file.size > LARGE:
+            count = min(count, file.size // SHORTEST)
         for k in range(count):
             start, stop = k * file.size // count, (k + 1) * file.size // count
             yield {"file": file.name, "start": start, "stop": stop, "size": file.size} | ({} if k else {"row": 1})
 
 
 def _mean_line(sample: bytes, size: int) -> float:
-    """Bytes a line, at least 1."""
-    whole = sample if len(sample) == size else sample[: sample.rfind(b"\n") + 1]
-    lines = whole.count(b"\n") + (not whole.endswith(b"\n"))
-    return max(1.0, len(whole or sample) / lines)
+    """Bytes a line, at least 1; a line that the sample cuts counts with what is seen of it, if that raises the mean."""
+    lines, whole = sample.count(b"\n"), sample.rfind(b"\n") + 1
+    cut = len(sample) > whole
+    if len(sample) >= size or not lines:
+        return max(1.0, len(sample) / (lines + cut))
+    return max(whole / lines, len(sample) / (lines + cut))
 
 
 # -- reading
@@ -93,7 +100,7 @@ def read_lines(
     """
     file, stop = locator["file"], locator.get("stop")
     first = row = locator.get("row", 1)
-    with _stream(storage, locator) as f:
+    with storage_errors(storage, file), _stream(storage, locator) as f:
         offset = _to_first_line(f, locator.get("start", 0))
         to_come = stop is not None
         while True:
@@ -125,14 +132,15 @@ def line_before(storage: Storage, locator: dict[str, Any]) -> Line | None:
     file, size = locator["file"], locator["size"]
     known = locator["start"] - 1  # a byte of the line that is looked for, perhaps its last
     start, stop, step = max(0, known - AHEAD), min(size, known + AHEAD), AHEAD
-    around = storage.range(file, start, stop)
-    head, tail = around[: known - start], around[known - start :]
-    while b"\n" not in head and start and len(head) <= MAX_LINE_BYTES:
-        start, end, step = max(0, start - step), start, 2 * step
-        head = storage.range(file, start, end) + head
-    while b"\n" not in tail and stop < size and len(tail) <= MAX_LINE_BYTES:
-        begin, stop, step = stop, min(size, stop + step), 2 * step
-        tail += storage.range(file, begin, stop)
+    with storage_errors(storage, file):
+        around = storage.range(file, start, stop)
+        head, tail = around[: known - start], around[known - start :]
+        while b"\n" not in head and start and len(head) <= MAX_LINE_BYTES:
+            start, end, step = max(0, start - step), start, 2 * step
+            head = storage.range(file, start, end) + head
+        while b"\n" not in tail and stop < size and len(tail) <= MAX_LINE_BYTES:
+            begin, stop, step = stop, min(size, stop + step), 2 * step
+            tail += storage.range(file, begin, stop)
     begun = head[head.rfind(b"\n") + 1 :]
     data = begun + tail[: (tail.find(b"\n") + 1) or None]
     return Line(0, known - len(begun), data) if len(data) <= MAX_LINE_BYTES else None

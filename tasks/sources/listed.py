@@ -10,7 +10,7 @@ from infra.errors import SourceError
 from infra.storage import FileInfo, Storage
 from tasks.sources import parquet
 from tasks.sources.base import BadRow, BaseSource, RawImage, RawSample, WorkItem
-from tasks.sources.files import UnusableRow, ahead, ends_in, listing_digest, load_image
+from tasks.sources.files import UnusableRow, ahead, ends_in, listing_digest, load_image, without_file
 
 
 class ListedSource(BaseSource, ABC):
@@ -80,7 +80,9 @@ def captions_of(content: dict[str, Any], names: Sequence[str]) -> tuple[str, ...
     found: list[str] = []
     there = [n for n in names if content.get(n) is not None]
     if not there:
-        raise UnusableRow("missing-caption", f"none of {', '.join(names)} is there")
+        null = [n for n in names if n in content]
+        why = f"null in {', '.join(null)}" if null else f"none of {', '.join(names)} is there"
+        raise UnusableRow("missing-caption", why)
     for name in there:
         values = content[name] if isinstance(content[name], list) else [content[name]]
         if not all(isinstance(v, str) for v in values):
@@ -99,9 +101,9 @@ def image_of(value: Any, images: Storage, name: str, url: str = "") -> RawImage:
         value = path if data is None else data
         name = path if isinstance(path, str) and path else name
     if isinstance(value, bytes):
-        return RawImage(name, value or None, url)
+        return RawImage(name, value, url)  # no bytes at all are a file that is empty, as in a folder
     if isinstance(value, str) and value:
         return load_image(images, value, url)
     if value is None or value == "":
-        return RawImage(name, None, url)
+        return without_file(name, url)
     raise UnusableRow("bad-field", f"{name} is {type(value).__name__}; expected bytes, a name, or {{bytes, path}}")

@@ -94,18 +94,24 @@ def _from_fields(row: dict[str, Any], options: MessageOptions, folder: Storage) 
 
 
 def _prompt(row: dict[str, Any], options: MessageOptions) -> str:
-    parts = []
+    parts, without = list[str](), list[str]()
     for name in options.prompt:
         try:
-            parts.append(text_field(row, name))
+            part = text_field(row, name)
         except UnusableRow as e:
             if e.error != "missing-field":
                 raise
-    text = "\n".join(p for p in parts if p.strip())
+            without.append(e.message)
+            continue
+        if part.strip():
+            parts.append(part)
+        else:
+            without.append(f"field {name!r} is empty")
+    text = "\n".join(parts)
     if "{}" not in options.prompt_template:
         return options.prompt_template
     if not text:
-        raise UnusableRow("missing-field", f"no prompt in {options.prompt}; there are {', '.join(sorted(row))[:200]}")
+        raise UnusableRow("missing-field", f"no prompt: {'; '.join(without)}")
     return options.prompt_template.replace("{}", text)
 
 

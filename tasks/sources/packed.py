@@ -11,20 +11,41 @@ from typing import IO, Any
 
 import zstandard
 
+from infra.errors import StoreError
 from infra.storage import Storage
 
 COMPRESSED = (".gz", ".zst")
-DAMAGED: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error, zstandard.ZstdError)
-"""What reading a damaged or cut archive raises; errors of the storage itself are of ``infra.errors``."""
+DAMAGED: tuple[type[Exception], ...] = (gzip.BadGzipFile, EOFError, zlib.error, zstandard.ZstdError)
+"""What unpacking a damaged or cut archive raises; errors of the storage itself are of ``infra.errors``."""
+
+
+def unreadable(storage: Storage, name: str, error: OSError) -> StoreError:
+    """What to raise where a disk failed while a file was read."""
+    return StoreError(
+        f"{storage.url(name)}: cannot be read to its end ({error.strerror or error}). Check the disk or the mount, and "
+        "run again: finished parts are kept."
+    )
+
+
+@contextmanager
+def storage_errors(storage: Storage, name: str) -> Iterator[None]:
+    """A disk that fails while a file is read (EIO, a stale mount) is a StoreError, not damage of the file."""
+    try:
+        yield
+    except gzip.BadGzipFile:  # an OSError too
+        raise
+    except OSError as e:
+        raise unreadable(storage, name, e) from e
 
 
 @contextmanager
 def opened(storage: Storage, name: str) -> Iterator[IO[bytes]]:
     """A file for reading from start to end, unpacked where its name ends in ``.gz`` or ``.zst``.
 
-    What a damaged archive raises is in ``DAMAGED``, after all that lies before the damage was given.
+    What a damaged archive raises is in ``DAMAGED``, after all that lies before the damage was given; a disk that fails
+    is a StoreError.
     """
-    with storage.open(name) as f:
+    with storage_errors(storage, name), storage.open(name) as f:
         if name.lower().endswith(".gz"):
             with gzip.GzipFile(fileobj=f) as unpacked:
                 yield unpacked  # type: ignore[misc]

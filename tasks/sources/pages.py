@@ -12,10 +12,10 @@ from typing import Any, ClassVar
 from urllib.parse import unquote, unquote_to_bytes, urljoin, urlsplit
 
 from infra.config import Config
-from infra.errors import ResourceError, StoreError
+from infra.errors import AccessError, ResourceError, StoreError
 from infra.storage import Storage
 from tasks.sources.base import BadRow, RawImage, RawSample, Segment, WorkItem
-from tasks.sources.files import UnusableRow, ahead, ends_in, folder_slices, load_image, slice_files
+from tasks.sources.files import UnusableRow, ahead, ends_in, folder_slices, load_image, slice_files, without_file
 from tasks.sources.listed import ListedSource
 
 
@@ -91,7 +91,7 @@ def placed(pieces: Iterable[str | RawImage]) -> tuple[tuple[Segment, ...], tuple
 
 
 def picture(storage: Storage, page: str, shown: Shown, site: str = "") -> RawImage:
-    """A page's picture: embedded in it, beside it, or on the web and so missing, with its ``url``.
+    """A page's picture: embedded in it, beside it, or on the web and so not to be had, with its ``url``.
 
     A name that leads out of the source's folder costs the picture alone: pages are often taken from larger sites.
     """
@@ -103,9 +103,11 @@ def picture(storage: Storage, page: str, shown: Shown, site: str = "") -> RawIma
     except ValueError:
         return RawImage(shown.address, None, error="bad-name")
     if parts.netloc:
-        return RawImage(shown.address, None, address if parts.scheme else f"https:{address}")
+        return without_file(shown.address, address if parts.scheme else f"https:{address}")
     if parts.scheme:
-        return RawImage(shown.address, None, address)
+        return without_file(shown.address, address)
+    if not parts.path:
+        return without_file(shown.address)
     path = unquote(parts.path)
     name = posixpath.join(site, path.lstrip("/")) if path[:1] == "/" else posixpath.join(posixpath.dirname(page), path)
     try:
@@ -132,6 +134,8 @@ def _page(storage: Storage, name: str, max_bytes: int) -> bytes:
         if found is not None and found.size > max_bytes:
             raise UnusableRow("too-large", f"{found.size:,} bytes; at most {max_bytes:,} are parsed")
         data = storage.get_or_none(name)
+    except AccessError:
+        raise
     except (StoreError, ResourceError, OSError) as e:
         raise UnusableRow("read-error", str(e)) from e
     if data is None:

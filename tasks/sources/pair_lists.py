@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 from infra.storage import Storage
 from tasks.sources.base import BadRow, EndOfRange
-from tasks.sources.files import COMPRESSED, UnusableRow, optional_text, text_field
+from tasks.sources.files import UnusableRow, optional_text, text_field
 from tasks.sources.lines import AHEAD, SAMPLE, Line, line_before, parse_json, read_lines
+from tasks.sources.packed import COMPRESSED
 
 KINDS = (".jsonl", ".tsv", ".csv")
 LISTS = tuple(f"{kind}{packed}" for kind in KINDS for packed in ("", *COMPRESSED))
@@ -44,7 +45,7 @@ class Row:
 
 @dataclass(slots=True)
 class Pair:
-    """Consecutive lines that name the same picture."""
+    """Consecutive lines that name the same picture, with the same licence and address."""
 
     row: int
     offset: int
@@ -100,7 +101,7 @@ def read_pairs(storage: Storage, locator: dict[str, Any], columns: Columns) -> I
 
 
 def _grouped(rows: Iterator[Row | BadRow | EndOfRange], before: Row | None) -> Iterator[Pair | BadRow | EndOfRange]:
-    """Consecutive lines that name the same picture, as one pair of the range in which the first of them lies.
+    """Consecutive lines of the same picture, licence and address, as one pair of the range that the first lies in.
 
     ``before`` is the row before the first; lines that go on with its pair are passed over, as those behind a range that
     go on with its last pair are taken. A line that names no picture parts what is around it, and so does a blank one.
@@ -140,13 +141,14 @@ def _grouped(rows: Iterator[Row | BadRow | EndOfRange], before: Row | None) -> I
 
 
 def _join(a: Row, b: Row) -> bool:
-    return a.file is not None and a.file == b.file and a.end == b.offset
+    same = (a.file, a.licence, a.url) == (b.file, b.licence, b.url)  # a licence of one row must not cover another
+    return a.file is not None and same and a.end == b.offset
 
 
 def _fill(row: Row, content: dict[str, Any], columns: Columns) -> None:
     row.file = text_field(content, columns.file)
-    row.captions = _captions(content, columns.captions)
     row.licence, row.url = optional_text(content, columns.licence), optional_text(content, columns.url)
+    row.captions = _captions(content, columns.captions)  # last: where they are at fault, the rest still tells the pair
 
 
 def _captions(content: dict[str, Any], names: tuple[str, ...]) -> list[str]:

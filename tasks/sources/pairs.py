@@ -12,8 +12,6 @@ from infra.errors import SourceError
 from infra.storage import FileInfo
 from tasks.sources.base import BadRow, BaseSource, EndOfRange, RawSample, WorkItem
 from tasks.sources.files import (
-    COMPRESSED,
-    Root,
     UnusableRow,
     ahead,
     ends_in,
@@ -26,7 +24,9 @@ from tasks.sources.files import (
     slice_files,
 )
 from tasks.sources.lines import line_items, line_key
+from tasks.sources.packed import COMPRESSED
 from tasks.sources.pair_lists import LISTS, Columns, Pair, columns_of, kind_of, read_pairs
+from tasks.sources.root import Root, is_broken_link
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm")
 CAPTIONS = tuple(f".txt{packed}" for packed in ("", *COMPRESSED))
@@ -62,16 +62,17 @@ class Chosen:
 
 
 class PairFiles(BaseSource):
-    """Pairs from lists or a folder. Consecutive lines of a list that name the same picture are one pair.
+    """Pairs from lists or a folder.
 
+    Consecutive lines of a list that name the same picture are one pair, unless their licence or address differs.
     Lists are plain, ``.gz`` or ``.zst``. TSV is plain: columns between tabs, no quotes. CSV follows RFC 4180 and,
     since a quoted caption may run over several lines, is one work item a file. The digest covers the lists, not the
     pictures: after changing a picture in place, touch its list.
     """
 
     def digest(self) -> str:
-        files = self._lists() or Chosen(self.root(), ends_in(*PICTURES, *CAPTIONS))
-        return listing_digest("pairs 2", files)
+        files = self._lists() or self.root().files(ends_in(*PICTURES, *CAPTIONS), broken_links=True)
+        return listing_digest("pairs 3", files)
 
     def work_items(self, target: int) -> Iterator[WorkItem]:
         for index, locator in enumerate(self._locators(target)):
@@ -119,7 +120,7 @@ class PairFiles(BaseSource):
     def _locators(self, target: int) -> Iterator[dict[str, Any]]:
         lists = self._lists()
         if lists is None:
-            yield from folder_slices(self.root().files(ends_in(*PICTURES)), target)
+            yield from folder_slices(self.root().files(ends_in(*PICTURES), broken_links=True), target)
             return
         storage, first = lists.root.storage, next(iter(lists))
         names = columns_of(storage, first.name)
@@ -139,13 +140,15 @@ class PairFiles(BaseSource):
 
         def sample(place: tuple[int, str]) -> RawSample | BadRow:
             row, name = place
+            if storage.local and is_broken_link(storage.path(name)):
+                return BadRow(name, row, "missing-image", f"{name} is a link that leads to no file")
             try:
                 captions = tuple(line.strip() for line in self._beside(name).splitlines() if line.strip())
                 return RawSample(name, name, row, captions=captions, images=(load_image(storage, name),))
             except UnusableRow as e:
                 return BadRow(name, row, e.error, e.message)
 
-        names = slice_files(storage, locator, ends_in(*PICTURES))
+        names = slice_files(storage, locator, ends_in(*PICTURES), broken_links=True)
         yield from ahead(storage, sample, enumerate(names, locator["row"]))
 
     def _beside(self, name: str) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from infra.storage import FileInfo, Storage
 from tasks.sources.base import BadRow
+from tasks.sources.packed import unreadable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -59,6 +60,7 @@ def rows(
             about = [table.metadata.row_group(g) for g in range(table.num_row_groups)]
             wanted = [c for c in columns if c in table.schema_arrow.names]
         except (pa.ArrowException, OSError) as e:
+            _require_storage(storage, file, e)
             yield BadRow(file, k + 1, "damaged-file", f"no readable footer: {e}")
             return
         total = sum(group.num_rows for group in about)
@@ -80,6 +82,7 @@ def rows(
                         if at >= end:
                             break
                 except (pa.ArrowException, OSError) as e:
+                    _require_storage(storage, file, e)
                     yield BadRow(file, at + 1, "damaged-file", f"{e}; the rows of its group before it were read")
             first += count
 
@@ -93,9 +96,16 @@ def _rows(storage: Storage, name: str) -> tuple[int, int]:
         with storage.open(name) as f:
             about = pq.read_metadata(f)
             groups = [about.row_group(g).num_rows for g in range(about.num_row_groups)]
-    except (pa.ArrowException, OSError):
+    except (pa.ArrowException, OSError) as e:
+        _require_storage(storage, name, e)
         return 0, 0
     return sum(groups), max(groups, default=0)
+
+
+def _require_storage(storage: Storage, name: str, error: Exception) -> None:
+    """StoreError where a disk failed: its errors bear a number, those that Arrow raises for damage do not."""
+    if isinstance(error, OSError) and (error.errno is not None or type(error) is not OSError):
+        raise unreadable(storage, name, error) from error
 
 
 def _contents(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | tuple[str, str]]:

@@ -12,7 +12,6 @@ from infra.errors import SourceError
 from tasks.sources import parquet
 from tasks.sources.base import BadRow, BaseSource, EndOfRange, RawSample, Segment, WorkItem
 from tasks.sources.files import (
-    COMPRESSED,
     UnusableRow,
     ahead,
     ends_in,
@@ -26,6 +25,7 @@ from tasks.sources.files import (
 )
 from tasks.sources.jsonl import JSONL
 from tasks.sources.lines import JsonRow, json_rows, line_items
+from tasks.sources.packed import COMPRESSED
 
 PLAIN = tuple(f"{kind}{packed}" for kind in (".txt", ".md") for packed in ("", *COMPRESSED))
 SUFFIXES = (*PLAIN, *JSONL, parquet.SUFFIX)

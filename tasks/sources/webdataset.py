@@ -140,7 +140,7 @@ def sample_of(
             raise group.fault
         picture = next((e for e in options.images if e in group.files), None)
         if picture is None:
-            raise UnusableRow("missing-image", f"no picture among {', '.join(sorted(group.names))[:200]}")
+            raise UnusableRow("no-picture", f"no picture among {', '.join(sorted(group.names))[:200]}")
         about = parse_json(group.files["json"]) if "json" in group.files else {}
         captions = captions_of(_texts(group, about, options.captions), options.captions)
         image = RawImage(f"{group.key}.{picture}", group.files[picture], optional_text(about, options.url))

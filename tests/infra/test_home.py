@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from infra.errors import ResourceError
 from infra.home import is_remote, local_side, whole_name
 
 
@@ -23,3 +24,14 @@ def test_a_folder_on_s3_has_one_of_the_users(tmp_path: Path, monkeypatch: pytest
     assert side.name.startswith("run-")
     assert side == local_side("s3://bucket/run/")
     assert side != local_side("s3://other/run"), "two buckets' runs of one name do not share a lock"
+
+
+@pytest.mark.parametrize("name", ["s3:/bucket/run", "s3:", "s3:bucket/run", "gs:/x"])
+def test_half_an_address_is_refused(name: str) -> None:
+    with pytest.raises(ResourceError, match="two slashes"):
+        whole_name(name)
+
+
+@pytest.mark.parametrize("name", ["s3://bucket/run", "work/s3:/x", "a b/c", "./s3:/odd"])
+def test_whole_names_are_taken(name: str) -> None:
+    assert whole_name(name).endswith(name.removeprefix("./"))

@@ -1,14 +1,20 @@
 from __future__ import annotations
 
+import errno
 import os
+import subprocess
+import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infra.errors import StoreError
+from infra.backends import aside
+from infra.backends.aside import aside_name, maker_lives
+from infra.errors import ResourceError, StoreError
 from infra.storage import Storage
 
 part = st.text("aB0.-_ é%+#\U0001f98e", min_size=1, max_size=3).filter(lambda s: not s.startswith("."))
@@ -102,3 +108,94 @@ def test_a_root_may_be_a_file_or_a_url(tmp_path: Path) -> None:
     assert Storage(f"file://{tmp_path}").get("x.jsonl") == b"{}"
     assert Storage("/").sub("tmp").root == "/tmp"
     assert Storage("/").url("tmp") == "/tmp"
+
+
+KILLED = """
+import os, signal, sys
+from infra.storage import Storage
+os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+Storage(sys.argv[1]).put("part", b"half")
+"""
+
+
+def test_a_killed_writers_file_goes_at_once_and_a_living_ones_stays(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False)
+    mine = tmp_path / aside_name()
+    mine.write_bytes(b"being written")
+    assert len(list(tmp_path.iterdir())) == 2
+    assert Storage(tmp_path).sweep() == 1
+    assert list(tmp_path.iterdir()) == [mine]
+    os.utime(mine, (time.time() - 3700,) * 2)
+    assert Storage(tmp_path).sweep() == 1, "its process number was given to another"
+
+
+def test_a_file_of_a_writer_elsewhere_goes_after_an_hour(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(aside, "_host", lambda: "0123456789ab")
+        theirs = tmp_path / aside_name()
+    assert maker_lives(theirs.name) is None
+    theirs.write_bytes(b"being written")
+    os.utime(theirs, (time.time() - 3500,) * 2)
+    assert Storage(tmp_path).sweep() == 0
+    os.utime(theirs, (time.time() - 3700,) * 2)
+    assert Storage(tmp_path).sweep() == 1
+
+
+def test_a_process_that_ended_and_was_not_waited_for_is_dead() -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    name = aside_name().replace(f"-{os.getpid()}-", f"-{ended.pid}-")
+    deadline = time.monotonic() + 30
+    while maker_lives(name) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert maker_lives(name) is False
+    ended.wait()
+
+
+def test_a_file_swept_from_under_its_writer_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def sweeping(descriptor: int) -> None:
+        for f in tmp_path.glob(".aside-*"):
+            f.unlink()
+
+    monkeypatch.setattr(os, "fsync", sweeping)
+    with pytest.raises(StoreError, match="x: what was written for it was removed"):
+        Storage(tmp_path).put("x", b"1")
+    with pytest.raises(StoreError, match="x: what was written for it was removed"):
+        Storage(tmp_path).put_new("x", b"1")
+
+
+def refusing(number: int) -> object:
+    def link(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return link
+
+
+@pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP, errno.EMLINK])
+def test_without_hard_links_one_writer_still_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    monkeypatch.setattr(os, "link", refusing(number))
+    store = Storage(tmp_path)
+    assert [store.put_new("x", data) for data in (b"1", b"2")] == [True, False]
+    assert store.get("x") == b"1"
+    assert [f.name for f in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_link_that_finds_the_disk_full_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "link", refusing(errno.ENOSPC))
+    with pytest.raises(ResourceError, match="x: could not write 1 bytes"):
+        Storage(tmp_path).put_new("x", b"1")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_move_that_fails_leaves_no_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "link", refusing(errno.EPERM))
+    monkeypatch.setattr(Path, "replace", refusing(errno.EIO))
+    with pytest.raises(StoreError, match="x: cannot be put in place"):
+        Storage(tmp_path).put_new("x", b"1")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_in_the_way_is_told(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    with pytest.raises(StoreError, match="x: cannot be put in place"):
+        Storage(tmp_path).put("x", b"1")
+    assert [f.name for f in tmp_path.iterdir()] == ["x"]

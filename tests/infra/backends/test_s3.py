@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from infra.backends import s3, s3_client, s3_read
-from infra.errors import ResourceError, StoreError
+from infra.errors import AccessError, ResourceError, StoreError
 from infra.storage import Storage
 from tests.s3 import server
 from tests.s3.proxy import Proxy
@@ -273,7 +273,7 @@ def test_a_wrong_environment_is_told_soon_and_without_secrets(
     for name, value in environment.items():
         monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name)
     store = Storage(s3_bucket)
-    with pytest.raises(ResourceError, match=f"(?s){s3_bucket}/x: .*{said}") as caught:
+    with pytest.raises(AccessError, match=f"(?s){s3_bucket}/x: .*{said}") as caught:
         store.put("x", b"1")
     shown = "".join(
         (str(caught.value), repr(caught.value), repr(store), repr(store._backend), repr(caught.value.__cause__))

@@ -6,7 +6,8 @@ import pytest
 from botocore import exceptions as boto
 from botocore.parsers import ResponseParserError
 
-from infra.backends.s3_errors import advice, code_of, may_pass, said
+from infra.backends.s3_errors import advice, code_of, failure, may_pass, said
+from infra.errors import AccessError, ResourceError
 
 
 def answer(code: str, status: int, message: str = "no") -> boto.ClientError:
@@ -71,3 +72,49 @@ def test_nothing_secret_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not any(secret in text for text in texts for secret in ("AKIDSEEN", "hush", "mine"))
     assert "https://s3.example.org" in texts[1]
     assert code_of(ValueError()) == ""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        answer("AccessDenied", 403),
+        answer("403", 403),
+        answer("400", 400),
+        answer("ExpiredToken", 400),
+        answer("InvalidAccessKeyId", 403),
+        answer("SignatureDoesNotMatch", 403),
+        answer("NoSuchBucket", 404),
+        answer("PermanentRedirect", 301),
+        answer("RequestTimeTooSkewed", 403),
+        boto.NoCredentialsError(),
+        boto.CredentialRetrievalError(provider="x", error_msg="busy"),
+        boto.ProfileNotFound(profile="x"),
+        boto.ParamValidationError(report="no name of a bucket"),
+    ],
+)
+def test_what_every_request_would_meet_is_an_access_error(error: Exception) -> None:
+    assert type(failure("told", error, reached=True)) is AccessError
+    assert str(failure("told", error, reached=True)) == "told"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        answer("SlowDown", 503),
+        answer("InternalError", 500),
+        answer("InvalidObjectState", 403),  # one object, in an archive
+        answer("NotImplemented", 501),
+        boto.ReadTimeoutError(endpoint_url="x"),
+        boto.ConnectionClosedError(endpoint_url="x"),
+        ConnectionResetError(),
+    ],
+)
+def test_what_one_request_met_is_not(error: Exception) -> None:
+    assert type(failure("told", error, reached=True)) is ResourceError
+    assert type(failure("told", error, reached=False)) is ResourceError
+
+
+def test_a_server_that_falls_silent_is_no_wrong_address() -> None:
+    for error in (boto.EndpointConnectionError(endpoint_url="x"), boto.ConnectTimeoutError(endpoint_url="x")):
+        assert type(failure("told", error, reached=True)) is ResourceError
+        assert type(failure("told", error, reached=False)) is AccessError

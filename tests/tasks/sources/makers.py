@@ -16,7 +16,7 @@ from tests.tasks.sources.making import PACK, Format
 
 _LINE = ("bad-json", "no-object", "not-utf-8", "missing-field", "bad-field")
 _PAIR = (*_LINE, "missing-image", "path-escape", "not-an-image")
-_TAR = ("missing-image", "missing-caption", "duplicate-member", "bad-member", "path-escape", "bad-json", "not-utf-8")
+_TAR = ("no-picture", "missing-caption", "duplicate-member", "bad-member", "path-escape", "bad-json", "not-utf-8")
 _FETCHED = ("failed-to-download", "failed-to-resize", "gone", "missing-caption", "not-an-image")
 
 FORMATS: dict[str, Format] = {
@@ -44,7 +44,7 @@ FORMATS: dict[str, Format] = {
             partial(pairs.pairs_parquet, k),
             "pairs-parquet",
             (
-                "missing-image",
+                "missing-image" if k == "path" else "no-picture",
                 "missing-caption",
                 "not-utf-8",
                 "not-an-image",
@@ -66,9 +66,9 @@ FORMATS: dict[str, Format] = {
     "obelics": Format(
         documents.obelics,
         "obelics",
-        ("bad-structure", "unlike-lengths", "missing-field", "missing-image", "not-an-image"),
+        ("bad-structure", "unlike-lengths", "missing-field", "not-downloaded", "not-an-image"),
     ),
-    "html": Format(documents.html, "html", ("bad-markup", "not-utf-8", "missing-image", "not-an-image")),
+    "html": Format(documents.html, "html", ("bad-markup", "not-utf-8", "not-downloaded", "not-an-image")),
     "markdown": Format(documents.markdown, "markdown", ("too-large", "not-utf-8", "missing-image", "not-an-image")),
     **{
         f"tokens-parquet-{k}": Format(partial(documents.tokens_parquet, k), "tokens", ("bad-tokens", "missing-field"))

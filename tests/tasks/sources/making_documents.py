@@ -101,7 +101,7 @@ def obelics(folder: Path, rows: list[Row]) -> Written:
     for number, bad in rows:
         texts.append([text_of(number), "" if bad == "bad-structure" else None])
         images.append([None, f"https://pictures.example/{number}.png"])
-        data.append([None, BROKEN if bad == "not-an-image" else None if bad == "missing-image" else picture(number)])
+        data.append([None, BROKEN if bad == "not-an-image" else None if bad == "not-downloaded" else picture(number)])
         if bad == "missing-field":
             texts[-1] = None
         elif bad == "unlike-lengths":
@@ -116,9 +116,9 @@ def html(folder: Path, rows: list[Row]) -> Written:
     for n, (number, bad) in enumerate(rows):
         name = f"{name_of(n)}.html"
         source = f"img/{name_of(n)}.png"
-        if bad == "missing-image":
+        if bad == "not-downloaded":
             source = "https://pictures.example/" + source
-        put(folder / "pages" / source if bad != "missing-image" else folder / "unused", picture(number))
+        put(folder / "pages" / source if bad != "not-downloaded" else folder / "unused", picture(number))
         if bad == "not-an-image":
             put(folder / "pages" / source, BROKEN)
         page = f"<html><body><p>{text_of(number)}</p><p><img src='{source}'></p></body></html>"

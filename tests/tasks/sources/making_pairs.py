@@ -99,7 +99,7 @@ def _members(key: str, number: int, bad: str) -> Iterator[tuple[tarfile.TarInfo,
     if bad == "path-escape":
         key = f"../{key}"
     about = json.dumps({"licence": "CC0-1.0", "url": f"https://pictures.example/{number}"}).encode()
-    if bad != "missing-image":
+    if bad != "no-picture":
         yield tarfile.TarInfo(f"{key}.png"), BROKEN if bad == "not-an-image" else picture(number)
     if bad == "bad-member":
         link = tarfile.TarInfo(f"{key}.cls")
@@ -137,13 +137,14 @@ def img2dataset(kind: str, folder: Path, rows: list[Row]) -> Written:
     data = [BROKEN if b == "not-an-image" else picture(n) for n, b in rows]
     stored = [d if s == "success" and b != "gone" else None for d, s, b in zip(data, status, bads, strict=True)]
     faults: list[Expected] = []
+    gone = {"webdataset": "no-picture", "files": "missing-image", "parquet": "not-downloaded"}[kind]
     in_tar = 0
     sink = io.BytesIO()
     with tarfile.open(fileobj=sink, mode="w", format=tarfile.GNU_FORMAT) as tar:
         for n, (key, image, caption) in enumerate(zip(keys, stored, captions, strict=True)):
             in_tar += image is not None
             in_table = kind != "webdataset" or image is None
-            error = "missing-image" if status[n] != "success" or bads[n] == "gone" else bads[n]
+            error = "not-downloaded" if status[n] != "success" else gone if bads[n] == "gone" else bads[n]
             if error:
                 faults.append(
                     Expected("00000.parquet", n + 1, error) if in_table else Expected("00000.tar", in_tar, error)
@@ -177,7 +178,7 @@ def pairs_parquet(kind: str, folder: Path, rows: list[Row]) -> Written:
                 put(folder / "pictures" / name, data)
             images.append(f"../{name}" if bad == "path-escape" else name)
         else:
-            found = None if bad == "missing-image" else data
+            found = None if bad == "no-picture" else data
             images.append({"bytes": found, "path": None} if kind == "struct" else found)
     bads = [bad for _, bad in rows]
     texts = [None if bad == "missing-caption" else text_of(number) for number, bad in rows]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
+import io
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import zstandard
 
@@ -18,6 +22,48 @@ from tasks.sources.config import SourceConfig
 
 PACKED: dict[str, Callable[[bytes], bytes]] = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.compress}
 """How the content of a file is packed, by the end of its name."""
+
+
+class FailingDisk(Storage):
+    """A folder of which no file can be read beyond its first ``after`` bytes."""
+
+    def __init__(self, root: Path, after: int) -> None:
+        super().__init__(root)
+        self.after = after
+
+    @contextmanager
+    def open(self, name: str) -> Iterator[IO[bytes]]:
+        with super().open(name) as f:
+            yield io.BufferedReader(cast("io.RawIOBase", _Failing(f, self.after)), 16)
+
+    def range(self, name: str, start: int, stop: int) -> bytes:
+        if stop > self.after:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return super().range(name, start, stop)
+
+
+class _Failing(io.RawIOBase):
+    def __init__(self, f: IO[bytes], after: int) -> None:
+        self._f, self._after = f, after
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._f.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._f.tell()
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._f.read(len(buffer))
+        if data and self._f.tell() > self._after:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        buffer[: len(data)] = data
+        return len(data)
 
 
 def source(folder: Path, kind: str, path: str, **options: Any) -> Source:

@@ -2,16 +2,19 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infra.errors import SourceError, StoreError
+from infra.errors import AccessError, SourceError, StoreError
 from infra.storage import FileInfo, Storage
 from tasks.sources import files
+from tasks.sources.base import RawImage
 from tasks.sources.files import (
     UnusableRow,
     ahead,
@@ -24,6 +27,8 @@ from tasks.sources.files import (
     read_plain,
     slice_files,
 )
+from tasks.sources.pages import _page
+from tests.tasks.sources.reading import FailingDisk
 
 # -- names
 
@@ -73,10 +78,32 @@ def test_names_within_the_folder_are_read_and_missing_ones_are_empty(tmp_path: P
     assert load_image(storage, "a/x.png", "https://x.org/x.png").data == b"data"
     assert load_image(storage, "a/x.png", "https://x.org/x.png").url == "https://x.org/x.png"
     assert load_image(storage, "a/../a/./x.png").data == b"data"
-    for name in ("b.png", "a", "", ".", "a/x.png/y"):
+    for name in ("b.png", "a", "a/x.png/y"):
         found = load_image(storage, name)
         assert (found.data, found.error, found.name) == (None, "missing-image", name)
+    for name in ("", ".", "a/.."):
+        assert load_image(storage, name) == RawImage(name, None, error="no-picture")
     assert inside(storage, "a/./x/..") == "a"
+
+
+@pytest.mark.parametrize("name", ["https://a.example/x.png", "HTTP://a.example/" + "x" * 3000])
+def test_an_address_is_not_looked_for(name: str) -> None:
+    nowhere = cast("Storage", None)
+    assert load_image(nowhere, name) == RawImage(name, None, name, "not-downloaded")
+    assert load_image(nowhere, name, "https://b.example") == RawImage(name, None, "https://b.example", "not-downloaded")
+
+
+def test_what_every_picture_would_meet_is_no_fault_of_one(tmp_path: Path) -> None:
+    class Closed(Storage):
+        def info(self, name: str = "") -> FileInfo | None:
+            raise AccessError("the credentials have expired")
+
+        def open(self, name: str) -> Any:
+            raise AccessError("the credentials have expired")
+
+    for read in (load_image, read_plain, lambda storage, name: _page(storage, name, 9)):
+        with pytest.raises(AccessError):
+            read(Closed(tmp_path), "x")
 
 
 def test_a_picture_that_is_too_large_or_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,6 +171,43 @@ def test_slices_cover_every_file_once(tmp_path_factory: pytest.TempPathFactory, 
     assert len(rows) == len(names)
 
 
+def test_only_the_slice_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for n in range(50):
+        (tmp_path / f"{n:02}.png").write_bytes(b"")
+    (tmp_path / "21.png").unlink()
+    (tmp_path / "21.png").symlink_to("21.png")
+    (tmp_path / "22.png").unlink()
+    (tmp_path / "22.png").symlink_to("49.png")
+    (tmp_path / "23.png").unlink()
+    (tmp_path / "23.png").mkdir()
+    looked, scan = [], os.scandir
+
+    class Entry:
+        def __init__(self, entry: os.DirEntry[str]) -> None:
+            self._entry, self.name = entry, entry.name
+
+        def __getattr__(self, name: str) -> Any:
+            looked.append(self.name)
+            return getattr(self._entry, name)
+
+    class Entries(list[Entry]):
+        def __enter__(self) -> Entries:
+            return self
+
+        def __exit__(self, *error: object) -> None: ...
+
+    monkeypatch.setattr(os, "scandir", lambda path: Entries(Entry(e) for e in scan(path)))
+    locator = {"folder": "", "first": "20.png", "last": "24.png", "row": 21}
+    assert slice_files(Storage(tmp_path), locator, lambda n: n != "24.png") == ["20.png", "22.png"]
+    assert sorted(looked) == ["20.png", "21.png", "22.png", "23.png"]
+
+
+def test_a_folder_that_is_gone_stops_the_step(tmp_path: Path) -> None:
+    locator = {"folder": "no", "first": "a", "last": "b", "row": 1}
+    with pytest.raises(StoreError, match=f"{tmp_path}/no: .*No such file"):
+        slice_files(Storage(tmp_path), locator, lambda _: True)
+
+
 def test_the_digest_says_whether_a_listing_changed() -> None:
     one = [FileInfo("a", 1, "x"), FileInfo("b", 2, "y")]
     assert listing_digest("k 1", one) == listing_digest("k 1", iter(one))
@@ -171,6 +235,13 @@ def test_plain_text_loses_its_byte_order_mark_and_must_be_utf_8(
     assert found == {"b.txt": "not-utf-8", "c.txt.gz": "damaged-file", "d.txt.gz": "too-large", "no.txt": "read-error"}
 
 
+def test_a_disk_that_fails_is_no_damage_of_a_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(bytes(range(256)) * 99))
+    with pytest.raises(UnusableRow, match="Input/output error") as e:
+        read_plain(FailingDisk(tmp_path, 20), "a.txt.gz")
+    assert e.value.error == "read-error"
+
+
 # -- others
 
 
@@ -195,6 +266,12 @@ def test_what_is_read_ahead_comes_in_order_and_is_bounded(root: str) -> None:
 def test_fields_are_found_by_path() -> None:
     row = {"a": [{"b": "x"}], "n": None}
     assert field(row, "a.0.b") == "x"
-    for name in ("a.1.b", "b", "n", "a.x"):
+    for name in ("a.1.b", "b", "a.x"):
         with pytest.raises(UnusableRow, match="there are a, n"):
             field(row, name)
+    for name in ("n", "n.b"):
+        with pytest.raises(UnusableRow) as e:
+            field(row, name)
+        assert (e.value.error, e.value.message) == ("missing-field", "field 'n' is null")
+    with pytest.raises(UnusableRow, match=r"field 'a\.0' is null"):
+        field({"a": [None]}, "a.0")

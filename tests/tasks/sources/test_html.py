@@ -194,16 +194,16 @@ def test_pictures_lie_beside_the_page_or_elsewhere(tmp_path: Path) -> None:
     assert found("../a%20b.png") == (b"a b.png", "", "")
     assert found("/y.png") == (b"site/y.png", "", "")
     assert found("z.png") == (None, "", "missing-image")
-    assert found("https://a.example/x.png") == (None, "https://a.example/x.png", "missing-image")
-    assert found("//a.example/x.png") == (None, "https://a.example/x.png", "missing-image")
-    assert found("x.png", "https://a.example/b/") == (None, "https://a.example/b/x.png", "missing-image")
+    assert found("https://a.example/x.png") == (None, "https://a.example/x.png", "not-downloaded")
+    assert found("//a.example/x.png") == (None, "https://a.example/x.png", "not-downloaded")
+    assert found("x.png", "https://a.example/b/") == (None, "https://a.example/b/x.png", "not-downloaded")
     assert found("../../secret.png")[2] == "path-escape"
     assert found("/../../secret.png")[2] == "path-escape"
     assert found("x" * 300)[2] == "bad-name"
     assert found("a%00b")[2] == "bad-name"
     assert found("http://[")[2] == "bad-name"
-    assert found("file:///etc/passwd")[0] is None
-    assert found("") == (None, "", "missing-image")
+    assert found("file:///etc/passwd") == (None, "file:///etc/passwd", "not-downloaded")
+    assert found("") == (None, "", "no-picture")
 
 
 def test_embedded_pictures() -> None:

@@ -56,7 +56,7 @@ def test_a_picture_that_cannot_be_had_stays_in_its_place(pictures: Path, monkeyp
         ("../x", None, "path-escape"),
         ("a\0.png", None, "bad-name"),
         ("large.png", None, "too-large"),
-        ("", None, "missing-image"),
+        ("", None, "not-downloaded"),
     ]
     assert [i.url for i in found.images] == [f"https://x.org/{n}" for n in names]
 

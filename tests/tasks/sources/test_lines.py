@@ -15,7 +15,7 @@ from infra.storage import Storage
 from tasks.sources import lines as lines_module
 from tasks.sources.base import BadRow, EndOfRange
 from tasks.sources.lines import JsonRow, Line, json_rows, line_before, line_items, read_lines
-from tests.tasks.sources.reading import PACKED
+from tests.tasks.sources.reading import PACKED, FailingDisk
 
 CONTENT = st.lists(st.sampled_from([b"", b"\r", b"a", b"a 1\r", b"bb", b" ", b"\xff", b"long " * 50]), max_size=30)
 
@@ -109,6 +109,48 @@ def test_the_number_of_ranges_follows_from_the_target(tmp_path: Path) -> None:
     assert counts == [100] * 11
 
 
+@pytest.mark.parametrize(
+    ("before", "long", "after", "most"),
+    [(10, 34_000, 10, 8), (0, 34_000, 10, 4), (0, 34_000, 0, 4), (63, 34_000, 10, 8)],
+)
+def test_a_long_line_at_the_start_does_not_cut_the_file_into_crumbs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int, long: int, after: int, most: int
+) -> None:
+    monkeypatch.setattr(lines_module, "SAMPLE", 1000)
+    storage = Storage(tmp_path)
+    some = [b"x" * (n - 1) + b"\n" for n in (before, long, after) if n]
+    storage.put("f.jsonl", b"".join(some))
+    assert len(locators(storage, 10)) <= most
+    found = [x for x in all_lines(storage, 10) if isinstance(x, Line)]
+    assert [x.data for x in found] == some
+
+
+def test_a_line_that_the_sample_cuts_does_not_change_what_equal_lines_say(tmp_path: Path) -> None:
+    storage = Storage(tmp_path)
+    storage.put("f.jsonl", (b"x" * 9 + b"\n") * 1000)  # the sample ends within the seventh line
+    assert len(locators(storage, 100)) == 10
+
+
+@given(st.integers(1, 3000), st.integers(1, 40), st.integers(1, 5), st.integers(1, 2000), st.integers(1, 100))
+@settings(max_examples=200, deadline=None)
+def test_ranges_of_large_files_are_not_short(
+    tmp_path_factory: pytest.TempPathFactory, size: int, line: int, target: int, large: int, shortest: int
+) -> None:
+    shortest = min(shortest, large)
+    storage = Storage(tmp_path_factory.mktemp("lines"))
+    storage.put("f.jsonl", ((b"x" * (line - 1) + b"\n") * (size // line + 1))[:size])
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(lines_module, "LARGE", large)
+        monkeypatch.setattr(lines_module, "SHORTEST", shortest)
+        ranges = locators(storage, target)
+    assert (ranges[0]["start"], ranges[-1]["stop"]) == (0, size)
+    assert all(a["stop"] == b["start"] for a, b in itertools.pairwise(ranges))
+    if size > large:
+        assert min(r["stop"] - r["start"] for r in ranges) >= shortest
+    else:
+        assert len(ranges) >= size // (line * target), "a small file is still cut"
+
+
 def test_a_range_asks_for_its_own_bytes_and_little_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lines_module, "BLOCK", 1 << 22)
     monkeypatch.setattr(lines_module, "AHEAD", 1 << 16)
@@ -187,3 +229,18 @@ def test_a_file_that_is_gone_stops_the_step(tmp_path: Path) -> None:
     for locator in ({"file": "f.gz"}, {"file": "f", "start": 0, "stop": 5, "size": 5}):
         with pytest.raises(StoreError, match="no such file"):
             list(read_lines(Storage(tmp_path), locator))
+
+
+@pytest.mark.parametrize("suffix", PACKED)
+def test_a_disk_that_fails_stops_the_step(tmp_path: Path, suffix: str) -> None:
+    data = PACKED[suffix](b"".join(b'{"n": %d}\n' % n for n in range(1000)))
+    (tmp_path / f"f.jsonl{suffix}").write_bytes(data)
+    storage = FailingDisk(tmp_path, len(data) // 2)
+    for locator in line_items(Storage(tmp_path), storage.find(), 10):
+        if locator.get("start", len(data)) <= len(data) // 2:
+            continue
+        with pytest.raises(StoreError, match="Input/output error"):
+            list(read_lines(storage, locator))
+        if "stop" in locator:
+            with pytest.raises(StoreError, match="Input/output error"):
+                line_before(storage, locator)

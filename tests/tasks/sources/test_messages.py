@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tasks.sources.base import RawSample
-from tests.tasks.sources.reading import PACKED, errors, json_lines, jsonl, samples, source
+from tasks.sources.base import BadRow, RawSample
+from tests.tasks.sources.reading import PACKED, errors, json_lines, jsonl, rows, samples, source
 
 
 @pytest.fixture
@@ -108,6 +108,20 @@ def test_bad_conversations(pictures: Path) -> None:
     ]
     jsonl(pictures / "t.jsonl", [{"messages": [{"role": "tool", "content": "x"}]}, {"messages": "x"}, {"messages": []}])
     assert errors(source(pictures, "messages", "t.jsonl", turns="messages")) == ["bad-field", "bad-field"]
+
+
+def test_a_prompt_that_is_not_there_is_told_from_an_empty_one(pictures: Path) -> None:
+    prompts: list[dict[str, str | None]] = [{"prompt": " "}, {"prompt": None}, {}, {"prompt": "", "more": "x"}]
+    jsonl(pictures / "m.jsonl", [p | {"response": "x"} for p in prompts])
+    found = rows(source(pictures, "messages", "m.jsonl"))
+    assert [(r.error, r.message) for r in found if isinstance(r, BadRow)] == [
+        ("missing-field", "no prompt: field 'prompt' is empty"),
+        ("missing-field", "no prompt: field 'prompt' is null"),
+        ("missing-field", "no prompt: no field 'prompt'; there are response"),
+        ("missing-field", "no prompt: field 'prompt' is empty"),
+    ]
+    others = rows(source(pictures, "messages", "m.jsonl", prompt=["prompt", "more"]))
+    assert [s.segments[0].text for s in others if isinstance(s, RawSample)] == ["x"]
 
 
 def test_folders_of_conversations(pictures: Path) -> None:

@@ -37,7 +37,7 @@ def test_texts_and_pictures_in_order(tmp_path: Path) -> None:
         Segment("\n\nb\n\nc\n\n"),
         Segment(image=1),
     )
-    assert one.images == (RawImage(URL, None, URL), RawImage(URL, None, URL))
+    assert one.images == (RawImage(URL, None, URL, "not-downloaded"),) * 2
     assert (two.segments, two.images, two.key) == ((Segment("only"),), (), "d.parquet#2")
 
 
@@ -47,7 +47,7 @@ def test_bytes_beside_addresses_names_and_structs(tmp_path: Path) -> None:
     texts = [["t", None, None]]
     table(tmp_path, {"texts": texts, "images": [[None, URL, URL]], "data": [[None, b"fetched", None]]})
     (found,) = samples(obelics(tmp_path, image_bytes="data"))
-    assert found.images == (RawImage(URL, b"fetched", URL), RawImage(URL, None, URL))
+    assert found.images == (RawImage(URL, b"fetched", URL), RawImage(URL, None, URL, "not-downloaded"))
     embedded = "data:image/png;base64," + base64.b64encode(b"embedded").decode()
     table(tmp_path, {"texts": [["t", None, None, None]], "images": [[None, "a.png", "../b.png", embedded]]})
     (found,) = samples(obelics(tmp_path, folder="pictures"))

@@ -10,9 +10,11 @@ from typing import Any, cast
 import pytest
 import zstandard
 
+from infra.errors import StoreError
 from infra.storage import Storage
 from tasks.sources import packed as packed_module
 from tasks.sources.packed import DAMAGED, opened
+from tests.tasks.sources.reading import FailingDisk
 
 PACKERS: dict[str, Callable[[bytes], bytes]] = {"f.gz": gzip.compress, "f.zst": zstandard.compress}
 TEXT = b"".join(b"%d %s\n" % (n, random.Random(n).randbytes(9).hex().encode()) for n in range(40_000))
@@ -51,6 +53,18 @@ def test_a_damaged_file_gives_what_lies_before_the_damage(tmp_path: Path, name: 
     assert (found, error is None) == (TEXT, False)
     assert unpack(tmp_path, name, b"garbage")[1] is not None
     assert unpack(tmp_path, name, packed[:3])[1] is not None
+
+
+@pytest.mark.parametrize("name", ["f", *PACKERS])
+def test_a_disk_that_fails_is_no_damage(tmp_path: Path, name: str) -> None:
+    packed = PACKERS.get(name, bytes)(TEXT)
+    (tmp_path / name).write_bytes(packed)
+    for after in (0, 100, len(packed) // 2):
+        with (
+            pytest.raises(StoreError, match=rf"{tmp_path}/{name}: .*Input/output error.*run again"),
+            opened(FailingDisk(tmp_path, after), name) as f,
+        ):
+            f.read()
 
 
 def test_a_small_file_cannot_fill_the_memory(tmp_path: Path) -> None:

@@ -91,6 +91,48 @@ def test_rows_of_one_picture_are_one_pair_wherever_items_are_cut(
     ]
 
 
+@pytest.mark.parametrize("target", [1, 2, 3, 100])
+@pytest.mark.parametrize("kind", [".jsonl", ".tsv", ".csv"])
+def test_a_licence_or_address_covers_its_own_rows_only(pictures: Path, kind: str, target: int) -> None:
+    content = [
+        ("one", "CC0", "u1"),
+        ("two", "CC0", "u1"),
+        ("three", "CC BY-NC 4.0", "u1"),
+        ("four", "CC BY-NC 4.0", "u2"),
+        ("five", "", "u2"),
+        ("six", "", "u2"),
+        ("seven", "CC0", "u1"),
+    ]
+    names, separator = ("file", "caption", "licence", "url"), "," if kind == ".csv" else "\t"
+    cells = [("a.png", *row) for row in content]
+    if kind == ".jsonl":
+        lines_ = [json.dumps(dict(zip(names, row, strict=True))) for row in cells]
+    else:
+        lines_ = [separator.join(row) for row in (names, *cells)]
+    data = "".join(f"{line}\n" for line in lines_)
+    (pictures / "pictures" / f"list{kind}").write_text(data, encoding="utf-8")
+    found = samples(source(pictures, "pairs", f"pictures/list{kind}"), target)
+    assert [(s.captions, s.licence, s.images[0].url) for s in found] == [
+        (("one", "two"), "CC0", "u1"),
+        (("three",), "CC BY-NC 4.0", "u1"),
+        (("four",), "CC BY-NC 4.0", "u2"),
+        (("five", "six"), "", "u2"),
+        (("seven",), "CC0", "u1"),
+    ]
+    begin = {
+        caption: data[: data.index(caption)].rfind("\n") + 1 for caption in ("one", "three", "four", "five", "seven")
+    }
+    assert [s.key for s in found] == [f"list{kind}@{begin[s.captions[0]]}" for s in found]
+
+
+def test_a_bad_caption_does_not_part_its_picture(pictures: Path) -> None:
+    row = {"file": "a.png", "licence": "CC0", "url": "u"}
+    jsonl(pictures / "pictures" / "list.jsonl", [row | {"caption": c} for c in ("one", 2, "three")])
+    found = rows(source(pictures, "pairs", "pictures/list.jsonl"))
+    assert [r.captions for r in found if isinstance(r, RawSample)] == [("one", "three")]
+    assert [(r.row, r.error) for r in found if isinstance(r, BadRow)] == [(2, "bad-field")]
+
+
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes blocks and bounds so small that short files meet them."""
     monkeypatch.setattr(lines, "BLOCK", 64)
@@ -249,6 +291,35 @@ def test_pairs_of_a_folder(pictures: Path) -> None:
     before = source(pictures, "pairs", "pictures").digest()
     (folder / "b.txt").write_text("four", encoding="utf-8")
     assert source(pictures, "pairs", "pictures").digest() != before
+
+
+@pytest.mark.parametrize("target", [1, 2, 100])
+def test_links_of_a_folder_that_lead_nowhere_are_told_of(pictures: Path, target: int) -> None:
+    folder = pictures / "pictures"
+    for name in ("a", "b", "dead", "linked"):
+        (folder / f"{name}.txt").write_text(name, encoding="utf-8")
+    (folder / "linked.png").symlink_to("a.png")
+    whole = source(pictures, "pairs", "pictures")
+    before = whole.digest()
+    (folder / "dead.jpg").symlink_to("/nowhere/at/all.jpg")
+    (folder / "loop.jpg").symlink_to("loop.jpg")
+    (folder / "sub" / "gone.jpg").symlink_to("nothing.jpg")
+    (folder / "folder.jpg").symlink_to("sub")
+    (folder / ".hidden.jpg").symlink_to("nothing.jpg")
+    (folder / "other.doc").symlink_to("nothing.doc")
+    assert whole.digest() != before
+    found = sorted(rows(source(pictures, "pairs", "pictures"), target), key=lambda r: r.file)
+    assert [(r.file, r.row) for r in found] == [
+        *[("a.png", 1), ("b.png", 2), ("dead.jpg", 3), ("linked.png", 4), ("loop.jpg", 5)],
+        *[("sub/c.jpg", 1), ("sub/gone.jpg", 2)],
+    ]
+    assert [(r.file, r.error) for r in found if isinstance(r, BadRow)] == [
+        ("dead.jpg", "missing-image"),
+        ("loop.jpg", "missing-image"),
+        ("sub/c.jpg", "missing-caption"),
+        ("sub/gone.jpg", "missing-image"),
+    ]
+    assert [r.key for r in found if isinstance(r, RawSample)] == ["a.png", "b.png", "linked.png"]
 
 
 def test_bad_rows_of_lists(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from infra.errors import SourceError
+from tasks.encode.decode import ImageError, open_image
 from tasks.sources import open_source
 from tasks.sources.base import BadRow, RawSample, Source
 from tasks.sources.config import SourceConfig
@@ -71,6 +72,28 @@ def test_bad_rows(tmp_path: Path) -> None:
     table(tmp_path, {"picture": [b"a"], "caption": [[1]]})
     assert [r.error for r in rows(pairs(tmp_path)) if isinstance(r, BadRow)] == ["missing-field"]
     assert [r.error for r in rows(pairs(tmp_path, image="picture")) if isinstance(r, BadRow)] == ["bad-field"]
+
+
+def test_a_picture_without_bytes_is_one_that_is_empty(tmp_path: Path) -> None:
+    table(tmp_path, {"image": [b"", None], "caption": ["a", "b"]})
+    assert [s.images[0].data for s in samples(pairs(tmp_path))] == [b"", None]
+    table(tmp_path, {"image": [{"bytes": b"", "path": "a.png"}, {"bytes": None, "path": None}], "caption": ["a", "b"]})
+    empty, none = (s.images[0] for s in samples(pairs(tmp_path)))
+    assert (empty.name, empty.data) == ("a.png", b"")
+    assert (none.data, none.error) == (None, "no-picture")
+    with pytest.raises(ImageError) as e:
+        open_image(b"", 1000)
+    assert e.value.error_class == "empty"
+
+
+def test_a_caption_that_is_null_is_told_from_one_that_is_not_there(tmp_path: Path) -> None:
+    table(tmp_path, {"image": [b"a"], "caption": pa.array([None], pa.string())})
+    (null,) = rows(pairs(tmp_path))
+    (absent,) = rows(pairs(tmp_path, captions=["alt", "title"]))
+    assert isinstance(null, BadRow)
+    assert isinstance(absent, BadRow)
+    assert (null.error, null.message) == ("missing-caption", "null in caption")
+    assert (absent.error, absent.message) == ("missing-caption", "none of alt, title is there")
 
 
 def test_damage_costs_what_it_touches(tmp_path: Path) -> None:

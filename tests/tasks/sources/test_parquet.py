@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 from pathlib import Path
@@ -11,10 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infra.errors import StoreError
+from infra.errors import ResourceError, StoreError
 from infra.storage import Storage
 from tasks.sources import parquet
 from tasks.sources.base import BadRow
+from tests.tasks.sources.reading import FailingDisk, _Failing
 
 
 def write(folder: Path, name: str, count: int, group: int, text: str = "text ") -> None:
@@ -129,3 +131,37 @@ def test_batches_have_a_bound_in_bytes(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_file_that_is_gone_stops_the_step(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no such file"):
         list(parquet.rows(Storage(tmp_path), {"file": "f.parquet", "slice": 0, "of": 1}, ["text"]))
+
+
+def test_a_disk_that_fails_stops_the_step(tmp_path: Path) -> None:
+    write(tmp_path, "f.parquet", 3000, 1000, "a text that is long enough ")
+    size = (tmp_path / "f.parquet").stat().st_size
+    storage = FailingDisk(tmp_path, size - 1)
+    for use in (lambda: list(parquet.slices(storage, storage.find(), 10)), lambda: read_one(storage)):
+        with pytest.raises(StoreError, match=rf"{tmp_path}/f\.parquet: .*Input/output error"):
+            use()
+
+
+def test_a_storage_that_fails_in_the_middle_stops_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, "f.parquet", 3000, 1000, "a text that is long enough ")
+    storage = FailingDisk(tmp_path, 1 << 40)
+    found = parquet.rows(storage, {"file": "f.parquet", "slice": 0, "of": 1}, ["text"])
+    assert next(found) == (1, {"text": "a text that is long enough 0"})
+    for error, told in (
+        (OSError(errno.ESTALE, "Stale file handle"), StoreError),
+        (ResourceError("503"), ResourceError),
+    ):
+
+        def fail(*_: object, error: Exception = error) -> int:
+            raise error
+
+        monkeypatch.setattr(_Failing, "readinto", fail)
+        with pytest.raises(told, match="Stale|503"):
+            list(found)
+        monkeypatch.undo()
+        found = parquet.rows(storage, {"file": "f.parquet", "slice": 0, "of": 1}, ["text"])
+        next(found)
+
+
+def read_one(storage: Storage) -> list[Any]:
+    return list(parquet.rows(storage, {"file": "f.parquet", "slice": 0, "of": 1}, ["text"]))

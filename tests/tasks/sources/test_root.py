@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from infra.storage import Storage
 from tasks.sources.root import Root
 from tests.tasks.sources.reading import upload
 
@@ -26,6 +27,23 @@ def test_a_folder_lists_what_is_wanted(place: str) -> None:
     assert root is not None
     assert root.file is None
     assert [f.name for f in root.files(lambda n: n.endswith(".jsonl"))] == ["a.jsonl", "b/c.jsonl"]
+
+
+def test_broken_links_are_listed_where_asked_for(tmp_path: Path) -> None:
+    for name in ("b/c.png", "b.png", "d.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    for name in ("a.png", "b/d.png", "c.png", "e.txt"):
+        (tmp_path / name).symlink_to("nothing")
+    root = Root(Storage(tmp_path))
+
+    def wanted(name: str) -> bool:
+        return name.endswith(".png")
+
+    assert [f.name for f in root.files(wanted)] == ["b.png", "b/c.png", "d.png"]
+    found = list(root.files(wanted, broken_links=True))
+    assert [f.name for f in found] == ["a.png", "b.png", "b/c.png", "b/d.png", "c.png", "d.png"]
+    assert [f.size for f in found] == [0, 1, 1, 0, 0, 1]
 
 
 def test_a_file_is_alone_in_its_folder(place: str) -> None:

@@ -14,12 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from infra.errors import SourceError
+from infra.errors import SourceError, StoreError
+from infra.storage import Storage
 from tasks.sources import open_source
 from tasks.sources.base import BadRow, RawSample, Source
 from tasks.sources.config import SourceConfig
+from tasks.sources.root import Root
 from tests.tasks.sources.makers import FORMATS
-from tests.tasks.sources.reading import errors, rows, samples
+from tests.tasks.sources.reading import PACKED, FailingDisk, errors, rows, samples
 
 
 def webdataset(folder: Path, path: str = ".", kind: str = "webdataset", **options: Any) -> Source:
@@ -63,7 +65,7 @@ def test_members_of_one_key_are_a_pair(tmp_path: Path) -> None:
     assert (one.key, one.file, one.row, one.captions) == ("0.tar/train/001", "0.tar", 1, ("a text", "from json"))
     assert (one.licence, one.images[0].url, one.images[0].name) == ("CC0", "https://a.example/1.jpg", "train/001.jpg")
     assert (two.images[0].data, two.captions, two.row) == (b"two", ("x", "y"), 2)
-    assert meta == BadRow("0.tar", 3, "missing-image", "__meta__: no picture among ")
+    assert meta == BadRow("0.tar", 3, "no-picture", "__meta__: no picture among ")
     assert (three.key, three.row) == ("0.tar/b.c/003", 4)
 
 
@@ -92,7 +94,7 @@ def test_options_choose_pictures_and_captions(tmp_path: Path) -> None:
         ([("1.jpg", b"a"), ("1.json", b"[]"), ("1.txt", b"c")], "bad-json"),
         ([("1.jpg", b"a"), ("1.json", b"[" * 100_000), ("1.txt", b"c")], "bad-json"),
         ([("1.jpg", b"a"), ("1.json", b'{"caption": null}')], "missing-caption"),
-        ([("1.txt", b"c")], "missing-image"),
+        ([("1.txt", b"c")], "no-picture"),
     ],
 )
 def test_bad_samples(tmp_path: Path, files: list[tuple[str, bytes]], error: str) -> None:
@@ -137,6 +139,19 @@ def test_a_cut_tar_yields_what_lies_before(tmp_path: Path, suffix: str, where: s
     assert (last.file, last.row, last.error) == (f"0.tar{suffix}", len(good) + 1, "damaged-file")
 
 
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+def test_a_disk_that_fails_stops_the_step(tmp_path: Path, suffix: str) -> None:
+    whole = tar(tmp_path / "0.tar", [f for n in range(50) for f in [(f"{n}.jpg", bytes([n]) * 9), (f"{n}.txt", b"c")]])
+    packed = PACKED[suffix](whole)
+    (tmp_path / "0.tar").unlink()
+    (tmp_path / f"0.tar{suffix}").write_bytes(packed)
+    found = webdataset(tmp_path)
+    (item,) = found.work_items(100)
+    vars(found)["_root"] = Root(FailingDisk(tmp_path, len(packed) // 2))
+    with pytest.raises(StoreError, match="Input/output error"):
+        list(found.read(item))
+
+
 def test_a_tar_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "0.tar").write_bytes(b"nonsense" * 1000)
     (tmp_path / "1.tar").write_bytes(b"")
@@ -163,6 +178,7 @@ import resource, sys
 from pathlib import Path
 from tasks.sources import open_source
 from tasks.sources.config import SourceConfig
+from tasks.sources.root import Root
 import pyarrow, zstandard
 source = open_source(SourceConfig(name="s", type="webdataset", kind="pairs", path=sys.argv[1]))
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -219,19 +235,44 @@ def test_a_shard_of_files_without_its_table_is_read_by_its_names(tmp_path: Path)
     assert found[3].images[0].url == "https://pictures.example/3.png"
 
 
+def test_what_lies_beside_a_picture_may_be_absent_but_not_unreadable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, _ = FORMATS["img2dataset-files"].make(tmp_path, 8)
+    folder = tmp_path / "out" / "00000"
+    (tmp_path / "out" / "00000.parquet").unlink()
+    (folder / "000000001.txt").unlink()
+    (folder / "000000002.json").unlink()
+    (folder / "000000003.txt").unlink()
+    (folder / "000000003.txt").symlink_to("/etc/passwd")
+    get = Storage.get_or_none
+
+    def fails(storage: Storage, name: str) -> bytes | None:
+        if name.endswith(("4.txt", "5.json", "6.png")):
+            raise StoreError("timed out")
+        return None if name.endswith("7.png") else get(storage, name)
+
+    monkeypatch.setattr(Storage, "get_or_none", fails)
+    found = rows(open_source(config))
+    assert [r.row for r in found if isinstance(r, RawSample)] == [1, 2, 3]
+    bad = [(r.file, r.row, r.error) for r in found if isinstance(r, BadRow)]
+    errors = ["path-escape", "read-error", "read-error", "read-error", "missing-image"]
+    assert bad == [(f"00000/{n - 1:09d}.png", n, error) for n, error in enumerate(errors, 4)]
+
+
 def test_a_tar_that_is_gone_or_cut_is_covered_by_its_table(tmp_path: Path) -> None:
     config, _ = FORMATS["img2dataset-webdataset"].make(tmp_path, 10)
     path = tmp_path / "out" / "00000.tar"
     path.write_bytes(path.read_bytes()[:6000])
     found = rows(open_source(config))
     good = {r.key for r in found if isinstance(r, RawSample)}
-    lost = [r for r in found if isinstance(r, BadRow) and r.error == "missing-image"]
+    lost = [r for r in found if isinstance(r, BadRow) and r.error == "no-picture"]
     assert 0 < len(good) < 10
     assert len(good) + len(lost) == 10
     assert [r.error for r in found if isinstance(r, BadRow)].count("damaged-file") == 1
     path.unlink()
     gone = webdataset(tmp_path, "out", "img2dataset", format="webdataset")
-    assert errors(gone) == ["missing-image"] * 10
+    assert errors(gone) == ["no-picture"] * 10
 
 
 def test_other_outputs_are_refused(tmp_path: Path) -> None:
