@@ -30,7 +30,15 @@ class Modality(StrEnum):
 
 
 RecipeName = Annotated[str, typer.Argument(help="A recipe file, or the name of a built-in one (emoji, photos).")]
-WorkdirName = Annotated[Path, typer.Argument(help="The work folder of a run.")]
+
+
+def _on_disk(workdir: Path) -> Path:
+    if str(workdir).startswith("s3:"):
+        raise typer.BadParameter("this command looks into work folders on a disk; this one is on S3")
+    return workdir
+
+
+WorkdirName = Annotated[Path, typer.Argument(help="The work folder of a run, on a disk.", callback=_on_disk)]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides one key, e.g. pretrain.batch=16.")
 ]

@@ -44,7 +44,7 @@ def _keep_trace(workdir: Path | str | None) -> str:
     path = folder / "calumma-error.txt"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(" ".join(sys.argv) + "\n\n" + traceback.format_exc(), encoding="utf-8")
+        path.write_text(" ".join(sys.argv) + "\n\n" + traceback.format_exc(), "utf-8", "backslashreplace")
     except OSError:
         return traceback.format_exc()
     return f"This is not an error Calumma foresaw; the whole trace is in {path}"

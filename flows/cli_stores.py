@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -84,7 +86,6 @@ def verify(
     with plain_errors(workdir):
         from tasks import repair as mending
         from tasks.addresses import addresses_of
-        from tasks.verify import TRAINED
         from tasks.verify import verify as check
 
         addresses = addresses_of(workdir, recipe, settings or [])
@@ -93,7 +94,7 @@ def verify(
         _print(mending.render(addresses, verdict))
         if repair and verdict.damage:
             _print(mending.render_repair(mending.repair(addresses, verdict.damage)))
-        if any(d.step in TRAINED or not repair for d in verdict.damage):
+        if verdict.damage and (not repair or mending.by_hand(addresses, verdict.damage)):
             raise typer.Exit(1)
 
 
@@ -126,13 +127,14 @@ def clean(
         list[str] | None, typer.Option(metavar="RECIPE", help="A recipe whose steps stay, besides the last one run.")
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Removes; without it, only says what would go.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="With --yes: also where it may be the last results.")] = False,
 ) -> None:
     """Removes what no recipe addresses: step folders, files of killed writers, job records."""
     with plain_errors(workdir):
         from tasks.clean import clean as tidy
         from tasks.clean import render
 
-        _print(render(tidy(workdir, keep or [], delete=yes), yes))
+        _print(render(tidy(workdir, keep or [], delete=yes, force=force), yes))
 
 
 @stores.command(epilog="Example: calumma browse work/photos --part photos-000003 --out browse.html")
@@ -147,24 +149,31 @@ def browse(
 ) -> None:
     """Writes an HTML page of samples: pictures, their codes decoded, texts, and what was left out and why."""
     with plain_errors(workdir):
+        from infra.storage import Storage
+        from infra.words import size_in_words
         from tasks.addresses import addresses_of
         from tasks.browse.page import browse as show
-        from tasks.report.html import size
 
         addresses = addresses_of(workdir, recipe, settings or [])
         with _progress() as progress:
             page = show(addresses, step, part, limit, progress)
-        out.write_text(page, encoding="utf-8")
-        typer.echo(f"{out}: {size(out.stat().st_size)}, open it in a browser")
+        target = out.resolve()
+        Storage(target.parent).put(target.name, page.encode())  # whole, or an earlier page stays
+        typer.echo(f"{out}: {size_in_words(out.stat().st_size)}, open it in a browser")
 
 
 def _print(pieces: Iterable[RenderableType]) -> None:
-    """Prints pieces as they come, on one console."""
+    """Prints pieces as they come, on one console; lines that are not to be broken go past its edge.
+
+    What stdout's encoding cannot hold (half a surrogate pair, or any letter where it is ASCII) comes as an escape.
+    """
     from rich.console import Console
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     console = Console()
     for piece in pieces:
-        console.print(piece)
+        console.print(piece, crop=False)
 
 
 @contextmanager

@@ -31,10 +31,10 @@ from infra.ray_local import RECORD as RAY_RECORD
 from infra.ray_local import end_ray, recorded_ray
 from infra.storage import Storage
 from infra.store.commit import load_step
-from tasks.fingerprint import fingerprints, folder_of
-from tasks.recipe import Recipe, load_recipe
-from tasks.status import last_recipe
-from tasks.steps import chosen_steps
+from tasks.fingerprint import fingerprint_of, folder_of, ingredients
+from tasks.recipe import load_recipe
+from tasks.status import last_recipe, remember
+from tasks.steps import chosen_steps, require_disk
 
 
 def run_locally(
@@ -51,9 +51,11 @@ def run_locally(
     name = whole_name(workdir or f"work/{recipe.name}")
     root, store = local_side(name), Storage(name)
     names = chosen_steps(first, only, last)
-    prints = fingerprints(recipe, store)
+    require_disk(names, name)
+    content = ingredients(recipe, store)
+    prints = {step: fingerprint_of(found) for step, found in content.items()}
     if all(load_step(store.sub(folder_of(n, prints[n]))) is not None for n in names):
-        _remember(recipe, store)
+        remember(recipe, store, content)
         _end_leftovers(root)
         console.print(f"Nothing to do: {len(names)} of {len(names)} steps are done in {name}")
     else:
@@ -102,13 +104,6 @@ def retry_locally(workdir: str) -> None:
         console.print(f"{found['rescued']:,} of {found['tried']:,} samples are in the stores now")
         if found["rescued"]:
             console.print(f"To mix and train with them: {_command()} run RECIPE --workdir {name}")
-
-
-def _remember(recipe: Recipe, store: Storage) -> None:
-    """The work folder's recipe is the last one asked for, also when all of its steps were known."""
-    text = recipe.to_yaml().encode()
-    if store.get_or_none("recipe.yaml") != text:
-        store.put("recipe.yaml", text)
 
 
 def _end_leftovers(root: Path) -> None:

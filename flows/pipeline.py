@@ -20,11 +20,12 @@ from infra.errors import StepFailed
 from infra.home import local_side, whole_name
 from infra.lock import locked
 from infra.storage import Storage
-from infra.store.commit import load_step
+from infra.store.commit import load_step, retry_of
 from infra.store.manifest import StepManifest
-from tasks.fingerprint import fingerprints, folder_of
+from tasks.fingerprint import fingerprint_of, fingerprints, folder_of, ingredients
 from tasks.recipe import Recipe, load_recipe
-from tasks.steps import BY_NAME, chosen_steps
+from tasks.status import remember
+from tasks.steps import BY_NAME, STORES, chosen_steps, require_disk
 
 
 def require_inputs(steps: Sequence[str], prints: dict[str, str], workdir: Storage) -> None:
@@ -74,9 +75,12 @@ def pipeline(
         recipe = load_recipe(recipe, settings or [])
     workdir = whole_name(workdir)
     steps = chosen_steps(first, only, last)
-    prints = fingerprints(recipe, Storage(workdir))
+    content = ingredients(recipe, Storage(workdir))
+    prints = {step: fingerprint_of(found) for step, found in content.items()}
     require_inputs(steps, prints, Storage(workdir))
+    require_disk(steps, workdir)
     with locked(local_side(workdir)):
+        remember(recipe, Storage(workdir), content)
         _run_steps(recipe, workdir, steps, prints)
     return {step: prints[step] for step in steps}
 
@@ -93,6 +97,9 @@ def _run_steps(recipe: Recipe, workdir: str, steps: Sequence[str], prints: dict[
                 display.start(step)
                 run_step(step, prints[step], cluster, [display.update])
                 done = load_step(folder)
+                if step == STORES[-1] and done is not None and any(map(retry_of, done.parts)):
+                    # What retries had added is in this store again, and the mixture's address speaks of it.
+                    prints.update(fingerprints(recipe, store))
             if done is None:
                 raise StepFailed(f"step {step} ended without its manifest in {folder.root}")
             display.finish(step, done, known=known)

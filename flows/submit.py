@@ -85,12 +85,10 @@ class Cluster:
 
 
 def save_recipe(recipe: Recipe, workdir: Storage) -> str:
-    """Keeps the resolved recipe where jobs and later commands find it; its name in the work folder."""
+    """Keeps the resolved recipe where jobs find it; its name in the work folder."""
     text = recipe.to_yaml()
     name = f"runs/recipes/{fingerprint_of(text)[:12]}.yaml"
     workdir.put_new(name, text.encode())
-    if workdir.get_or_none("recipe.yaml") != text.encode():
-        workdir.put("recipe.yaml", text.encode())
     return name
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from infra.errors import RecipeError, SourceError
 from infra.home import whole_name
 from infra.storage import Storage
-from infra.store.commit import load_step
+from infra.store.commit import done_parts, load_own_manifest, load_step
 from infra.store.manifest import StepManifest
 from tasks.context import StepContext
 from tasks.fingerprint import fingerprints, folder_of
@@ -93,8 +93,9 @@ class Addresses:
 def addresses_of(workdir: str | Path, recipe_name: str | None = None, settings: Sequence[str] = ()) -> Addresses:
     """The folder under its last recipe, or under another one.
 
-    Where a source of the last recipe can no longer be read, its identity is unknown; then the newest jobs, and what
-    their manifests say they were made from, give the addresses. For another recipe that is a SourceError.
+    Where a source of the last recipe can no longer be read, or is another one by now, its old identity is unknown; then
+    the newest jobs, and what their manifests say they were made from, give the addresses. For another recipe a source
+    that cannot be read is a SourceError.
 
     Raises:
         StoreError: No run was made in the folder.
@@ -106,9 +107,13 @@ def addresses_of(workdir: str | Path, recipe_name: str | None = None, settings: 
         recipe = last_recipe(root, settings) if recipe_name is None else load_recipe(recipe_name, settings)
         return Addresses(root, recipe, fingerprints(recipe, store))
     try:
-        return Addresses(root, last, fingerprints(last, store))
+        prints = fingerprints(last, store)
     except SourceError as e:
         return Addresses(root, last, _newest(store), str(e))
+    scan = store.sub(folder_of("scan", prints["scan"]))
+    if load_own_manifest(scan, 0) is None and not done_parts(scan) and (newest := _newest(store)):
+        return Addresses(root, last, newest, "the sources, or the recipe, changed after the newest run in this folder")
+    return Addresses(root, last, prints)
 
 
 def _newest(store: Storage) -> dict[str, str]:

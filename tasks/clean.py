@@ -2,16 +2,18 @@
 
 That is folders of steps that neither the last recipe nor any that is to be kept would find again, what killed writers
 left behind, and records of jobs whose folder is gone. Only what has the form of something that Calumma wrote is
-considered; links are never followed, and nothing is touched while a run holds the folder.
+considered; links are never followed, and nothing is touched while a run holds the folder. A job that a killed flow left
+on a cluster holds nothing, and may go on: see ``YOUNG_S``.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -24,17 +26,22 @@ from infra.errors import ResourceError, StoreError
 from infra.home import is_remote, local_side
 from infra.lock import locked
 from infra.storage import Storage
+from infra.store.commit import PARTS, holds_retry, load_own_manifest, load_parts, load_step, part_manifest_name
+from infra.words import size_in_words
 from tasks.fingerprint import fingerprints, folder_of
 from tasks.recipe import load_recipe
-from tasks.report.html import size
+from tasks.scan.items import listed_retries
 from tasks.status import last_recipe
-from tasks.steps import NAMES
+from tasks.steps import NAMES, STORES
 from tasks.verify import unnamed_files
 
 Kind = Literal["step folder", "unfinished file", "unnamed file", "job record"]
 _FOLDER = re.compile(r"[0-9a-f]{12}")
 _JOB = re.compile(rf"(?P<step>{'|'.join(NAMES)})-(?P<print>[0-9a-f]{{32}})-(?:r\d+-)?\d+")
 SHOWN = 40
+YOUNG_S = 3600.0
+"""Age, in seconds, below which files that no manifest names stay. A part's files are written before its manifest, by a
+job that no lock of this machine tells of; between the two lie seconds, and the clock of a mounted disk may be off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,22 +64,26 @@ class Found:
     kept: tuple[str, ...]
     """Step folders that a recipe addresses and that are there."""
     warnings: tuple[str, ...] = ()
+    """Why results of the last recipe may be among what would go."""
+    young: int = 0
+    """Files of writers that may still be at work: too young to go."""
 
     @property
     def bytes(self) -> int:
         return sum(w.bytes for w in self.waste)
 
 
-def clean(workdir: str | Path, keep: Sequence[str] = (), *, delete: bool = False) -> Found:
+def clean(workdir: str | Path, keep: Sequence[str] = (), *, delete: bool = False, force: bool = False) -> Found:
     """Finds what no recipe addresses, and with ``delete`` removes it.
 
     Args:
         keep: Recipes (names or files) whose steps stay, besides the folder's last one.
+        force: Removes also where the last recipe's own results may be what goes.
 
     Raises:
         StoreError: Not a work folder, or one that is not on a local disk.
         SourceError: A source of one of the recipes cannot be read: then nobody knows which folders it addresses.
-        ResourceError: A run holds the folder's lock.
+        ResourceError: A run holds the folder's lock; or results of the last recipe may go, and ``force`` is not given.
     """
     if is_remote(str(workdir)):
         raise StoreError(f"{workdir}: clean works on local work folders; on S3 remove prefixes by a lifecycle rule")
@@ -84,15 +95,22 @@ def clean(workdir: str | Path, keep: Sequence[str] = (), *, delete: bool = False
         store = Storage(root)
         prints = [fingerprints(recipe, store) for recipe in (last, *map(load_recipe, keep))]
         kept = {folder_of(step, own[step]) for own in prints for step in NAMES}
-        waste = [*_folders(root, kept), *_aside(root, kept), *_unnamed(root, kept)]
+        loose = [*_aside(root, kept), *_unnamed(root, kept)]
+        waste = [*_folders(root, kept), *(w for w in loose if _is_old(root / w.path))]
         gone = {w.path for w in waste if w.kind == "step folder"}
         waste += _jobs(root, gone)
         there = tuple(sorted(f for f in kept if (root / f).is_dir()))
-        found = Found(root, tuple(waste), there, tuple(_warnings(root, prints[0], gone)))
-        if delete:
-            for w in waste:
-                _remove(root, w)
-    return found
+        warnings = tuple(_warnings(store, prints[0], gone))
+        found = Found(root, tuple(waste), there, warnings, sum(not _is_old(root / w.path) for w in loose))
+        if not delete:
+            return found
+        if warnings and not force:
+            raise ResourceError(
+                f"{root}: nothing was removed. {' '.join(warnings)} Finish that recipe first (calumma run), or keep "
+                "the older one with --keep; to remove all the same, add --force."
+            )
+        removed = tuple(w for w in waste if _remove(root, w))
+    return replace(found, waste=removed)
 
 
 def _folders(root: Path, kept: set[str]) -> Iterator[Waste]:
@@ -136,28 +154,62 @@ def _jobs(root: Path, gone: set[str]) -> Iterator[Waste]:
             yield Waste(path.relative_to(root).as_posix(), "job record", *_measure(path))
 
 
-def _warnings(root: Path, prints: dict[str, str], gone: set[str]) -> Iterator[str]:
-    """Where the last recipe's own steps would go: its sources have probably changed."""
-    for step in NAMES:
-        others = [g for g in gone if g.startswith(f"{step}/")]
-        if others and not (root / folder_of(step, prints[step])).is_dir():
+def _warnings(store: Storage, prints: dict[str, str], gone: set[str]) -> Iterator[str]:
+    """Where what would go may be the last recipe's own: made before sources, a step or a retry moved its address."""
+    others = {step: sorted(g for g in gone if g.startswith(f"{step}/")) for step in NAMES}
+    for step in (s for s in NAMES if others[s]):
+        here = folder_of(step, prints[step])
+        if load_step(store.sub(here)) is None:
             yield (
-                f"{step}: the last recipe addresses {folder_of(step, prints[step])}, which is not there, and "
-                f"{', '.join(sorted(others))} would go: sources or a step's version changed, or a retry added samples."
+                f"{step}: the last recipe addresses {here}, which is not finished, and {', '.join(others[step])} would "
+                "go: sources or a step's version changed, or a retry added samples."
             )
+    stores = {step: store.sub(folder_of(step, prints[step])) for step in STORES}
+    done = [s for s in stores.values() if load_own_manifest(s, 0) is not None]
+    later = [g for step in NAMES[NAMES.index("mix") :] for g in others[step]]
+    begun = [k for k in listed_retries(stores["scan"]) if not all(holds_retry(s, k) for s in done)]
+    if later and begun:
+        yield (
+            f"retry {begun[0]} is under way, which moves mix and all that follows; {', '.join(later)} may be what was "
+            "made with it (calumma retry ends it)."
+        )
 
 
-def _remove(root: Path, waste: Waste) -> None:
-    """Removes one thing; only what lies in the work folder itself, reached without a link."""
+def _is_old(path: Path) -> bool:
+    """Whether nobody can be about to name this file; also one that has gone meanwhile."""
+    try:
+        return time.time() - path.lstat().st_mtime >= YOUNG_S
+    except FileNotFoundError:
+        return True
+
+
+def _is_named(root: Path, waste: Waste) -> bool:
+    """Whether a manifest names the file by now."""
+    folder, _, name = waste.path.partition(f"/{PARTS}/")
+    store, pieces = Storage(root / folder), name.split(".")
+    if "/" in name:  # files of sequences: their parts' names do not follow from theirs
+        return f"{PARTS}/{name}" not in unnamed_files(store)
+    parts = [".".join(pieces[:n]) for n in range(1, len(pieces))]
+    made = load_parts(store, [part for part in parts if store.exists(part_manifest_name(part))])
+    return any(name == entry.name for part in made for entry in part.files)
+
+
+def _remove(root: Path, waste: Waste) -> bool:
+    """Removes one thing, if it still may go: only what lies in the work folder itself, reached without a link."""
     path = root / waste.path
     if path.parent.resolve() != path.parent or path.is_symlink():
         raise ResourceError(f"{path}: reached by a link; nothing more was removed")
+    if waste.kind in ("unnamed file", "unfinished file") and not _is_old(path):
+        return False
+    if waste.kind == "unnamed file" and _is_named(root, waste):
+        return False
     if path.is_dir():
         shutil.rmtree(path)  # takes links away without following them
         with suppress(OSError):
             path.parent.rmdir()  # where it was the last
     else:
         path.unlink(missing_ok=True)
+    return True
 
 
 def _entries(folder: Path) -> list[Path]:
@@ -182,6 +234,13 @@ def render(found: Found, deleted: bool) -> Iterator[RenderableType]:
     """What went or would go, and how much that is."""
     for warning in found.warnings:
         yield Text(f"Look twice: {warning}", "yellow")
+    if found.young:
+        files = "1 file is" if found.young == 1 else f"{found.young:,} files are"
+        yield Text(
+            f"{files} named by no manifest and younger than an hour: a job that a killed run left on a cluster may be "
+            "about to name them, so they stay.",
+            "dim",
+        )
     if not found.waste:
         yield Text(f"Nothing to remove: every folder in {found.root} belongs to a recipe that is kept.", "green")
         return
@@ -189,13 +248,20 @@ def render(found: Found, deleted: bool) -> Iterator[RenderableType]:
     for column in ("what", "kind", "files", "size"):
         table.add_column(column, justify="right" if column in ("files", "size") else "left", overflow="fold")
     for w in found.waste[:SHOWN]:
-        table.add_row(Text(w.path), w.kind, f"{w.files:,}", size(w.bytes))
+        table.add_row(Text(w.path), w.kind, f"{w.files:,}", size_in_words(w.bytes))
     if len(found.waste) > SHOWN:
         rest = found.waste[SHOWN:]
         table.add_row(
-            f"… and {len(rest):,} more", "", f"{sum(w.files for w in rest):,}", size(sum(w.bytes for w in rest))
+            f"… and {len(rest):,} more",
+            "",
+            f"{sum(w.files for w in rest):,}",
+            size_in_words(sum(w.bytes for w in rest)),
         )
     yield table
     yield Text(f"Kept: {', '.join(found.kept) or 'nothing'}", "dim")
-    total = f"{size(found.bytes)} ({found.bytes:,} bytes) in {sum(w.files for w in found.waste):,} files"
-    yield Text(f"Removed {total}." if deleted else f"Would free {total}. Nothing was touched: add --yes to remove it.")
+    total = f"{size_in_words(found.bytes)} ({found.bytes:,} bytes) in {sum(w.files for w in found.waste):,} files"
+    if deleted:
+        yield Text(f"Removed {total}.")
+        return
+    how = "--yes --force, if you are sure of it," if found.warnings else "--yes"
+    yield Text(f"Would free {total}. Nothing was touched: add {how} to remove it.")

@@ -8,7 +8,7 @@ from typing import Any
 
 from infra.errors import StoreError
 from infra.storage import Storage
-from infra.store.commit import commit_step, load_step
+from infra.store.commit import commit_step, load_step, retry_of
 from infra.store.manifest import FileEntry, Rows, StepManifest
 from tasks.fingerprint import fingerprints, folder_of
 from tasks.progress import Progress
@@ -60,13 +60,16 @@ class StepContext:
         """The manifest of a finished step."""
         found = load_step(self.store(step))
         if found is None:
-            raise StoreError(f"{self.store(step).root}: step {step} is not finished. Run it first: --only {step}.")
+            raise StoreError(
+                f"{self.store(step).root}: step {step} is not finished. Run it first: --only {step}. If it was "
+                "finished once, its sources or the recipe have changed since: calumma status says what."
+            )
         return found
 
     def parts(self, made: Sequence[str]) -> list[str]:
         """All parts of the step when ``made`` are the ones that this job makes: those of before a retry come first."""
         before = load_step(self.store()) if self.retry else None
-        return [*(p for p in (before.parts if before else ()) if p not in made), *made]
+        return [*(p for p in (before.parts if before else ()) if retry_of(p) < self.retry), *made]
 
     def finish(
         self,

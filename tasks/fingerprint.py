@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from infra.storage import Storage
-from infra.store.commit import load_step
+from infra.store.commit import load_step, retry_of
 from tasks.recipe import Recipe
 from tasks.scan.inputs import file_bytes, identities
 from tasks.sources import open_source
-from tasks.steps import BY_NAME, STEPS
+from tasks.steps import BY_NAME, STEPS, Step
 
+REMOVAL = "removal"
 UNHASHED: dict[str, set[str]] = {"select": {"memory_mb"}}
 """Keys of a section that decide how it is worked, not what comes out."""
 
@@ -36,10 +38,7 @@ def ingredients(recipe: Recipe, workdir: Storage | None = None) -> dict[str, dic
     """
     found: dict[str, dict[str, Any]] = {}
     for step in STEPS:
-        content: dict[str, Any] = {"step": step.name, "version": step.version}
-        for section in step.sections:
-            if section != "removal":  # counts by what the list says, below
-                content[section] = _plain(getattr(recipe, section), UNHASHED.get(section))
+        content = _own_content(recipe, step)
         if step.name == "scan":
             content["sources"] = [s.model_dump(mode="json", exclude={"path", "expected"}) for s in recipe.sources]
             if beside := identities(recipe.scan, recipe.folder):
@@ -47,14 +46,33 @@ def ingredients(recipe: Recipe, workdir: Storage | None = None) -> dict[str, dic
             content["content"] = {s.name: open_source(s, recipe.folder).digest() for s in recipe.sources}
         if step.name == "tokenize" and recipe.removal.list is not None:
             listed = file_bytes(recipe.removal.list, recipe.folder, "removal.list")
-            content["removal"] = hashlib.sha256(listed).hexdigest()
+            content[REMOVAL] = hashlib.sha256(listed).hexdigest()
         content["inputs"] = {name: fingerprint_of(found[name]) for name in step.inputs}
         if step.name == "mix" and workdir is not None:
             documents = load_step(workdir.sub(folder_of("tokenize", content["inputs"]["tokenize"])))
-            if documents is not None and documents.retry:
+            if documents is not None and any(map(retry_of, documents.parts)):
                 content["retries"] = documents.parts_digest
         found[step.name] = content
     return found
+
+
+def documents_fingerprint(recipe: Recipe, inputs: Mapping[str, str], removal: str) -> str:
+    """The fingerprint of ``tokenize`` under a removal list of that digest, without a look at the sources.
+
+    ``inputs`` are the fingerprints of what it reads; ``removal`` is the list's sha256, empty where there is none.
+    """
+    content = _own_content(recipe, BY_NAME["tokenize"])
+    if removal:
+        content[REMOVAL] = removal
+    return fingerprint_of(content | {"inputs": dict(inputs)})
+
+
+def _own_content(recipe: Recipe, step: Step) -> dict[str, Any]:
+    """What a step's own version and sections give to its fingerprint."""
+    sections = (s for s in step.sections if s != REMOVAL)  # which counts by what the list says
+    return {"step": step.name, "version": step.version} | {
+        section: _plain(getattr(recipe, section), UNHASHED.get(section)) for section in sections
+    }
 
 
 def fingerprints(recipe: Recipe, workdir: Storage | None = None) -> dict[str, str]:

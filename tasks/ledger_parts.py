@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from infra.store.commit import done_parts, load_own_manifest, load_parts
+from infra.store.commit import done_parts, load_own_manifest, load_parts, own_retries, retry_of
 from infra.store.manifest import PartManifest, Rows, StepManifest
 from tasks.addresses import Addresses, PartName, parse_part
 from tasks.ledger_table import FATES
@@ -113,11 +113,12 @@ class StoreCheck:
         state: State = "done" if self._manifest else "under way" if self.done else "to do"
         self.found = StepLedger(step, addresses.folder(step), state)
         self._own: dict[int, StepManifest] = {}
-        for retry in range((self._manifest.retry if self._manifest else -1) + 1):
+        for retry in (0, *own_retries(self._store)) if self._manifest else ():
             if (own := load_own_manifest(self._store, retry)) is not None:
                 self._own[retry] = own
         # A step that was finished after a retry of earlier ones names the retry's parts as its own.
         self._listed = {part: retry for retry, own in self._own.items() for part in own.parts}
+        self._held = {*self._own, *map(retry_of, self._listed)}
         self._tallies: dict[tuple[int | None, str, int], _Tally] = {}
         """By the retry whose manifest lists a part, by source, and by the retry in the part's name."""
 
@@ -160,7 +161,7 @@ class StoreCheck:
         self.found.missing += 1
         if len(self.found.first_missing) < SHOWN_MISSING:
             self.found.first_missing.append(part)
-        if self._manifest is not None and part_name(part).retry <= self._manifest.retry:
+        if self._manifest is not None and part_name(part).retry in self._held:
             self._fault("the step is finished and this part has no manifest. Run: calumma verify --repair", part)
 
     def finish(self) -> None:
@@ -184,7 +185,7 @@ class StoreCheck:
                     self._fault(what, source=source)
         if self._manifest is not None:
             for part in sorted(self.done - self._listed.keys()):
-                if part_name(part).source in self._sources and part_name(part).retry <= self._manifest.retry:
+                if part_name(part).source in self._sources and part_name(part).retry in self._held:
                     self._fault("the step's manifest does not name this part", part)
         for source, line in self.found.sources.items():
             self._check_retries(source, line)

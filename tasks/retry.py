@@ -12,14 +12,13 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from infra.storage import Storage
-from infra.store.commit import load_own_manifest, load_parts
+from infra.store.commit import holds_retry, load_own_manifest, load_parts
 from infra.store.manifest import PartManifest
 from infra.store.samples import QUARANTINE
 from infra.store.tables import read_table
 from tasks.context import StepContext
 from tasks.encode.decode import ERROR_CLASSES
-from tasks.scan.items import AGAIN, KEYS, dump_items, listed_items, retry_listing
+from tasks.scan.items import AGAIN, KEYS, dump_items, listed_items, listed_retries, retry_listing
 from tasks.sources.base import WorkItem
 from tasks.sources.faults import FAULTS
 from tasks.steps import STORES
@@ -51,10 +50,10 @@ def plan_retry(context: StepContext) -> RetryPlan | None:
     """
     manifest = context.manifest("scan")
     steps = tuple(s for s in STORES if load_own_manifest(context.store(s), 0) is not None)
-    number = len(listed_retries(context))
-    if number and not all(_holds(context.store(s), number) for s in steps):
-        items = listed_items(context.store("scan"), number)
-        return RetryPlan(number, _classes(context, items), True, steps)
+    for number in listed_retries(context.store("scan")):  # one that was killed, or of which a part was repaired
+        if not all(holds_retry(context.store(s), number) for s in steps):
+            items = listed_items(context.store("scan"), number)
+            return RetryPlan(number, _classes(context, items), True, steps)
     waiting = {step: _waiting(context, step) for step in ("scan", "encode") if step in steps}
     items = [
         replace(
@@ -74,22 +73,6 @@ def plan_retry(context: StepContext) -> RetryPlan | None:
     context.store("scan").put_new(retry_listing(manifest.retry + 1), dump_items(items))
     found = Counter(error for by_item in waiting.values() for keys in by_item.values() for error in keys.values())
     return RetryPlan(manifest.retry + 1, dict(sorted(found.items())), False, steps)
-
-
-def _holds(store: Storage, retry: int) -> bool:
-    """Whether a finished store has what a retry found: added later, or read from the start along with the rest."""
-    own = load_own_manifest(store, 0)
-    whole = own is not None and any(part.endswith(f".r{retry}") for part in own.parts)
-    return whole or load_own_manifest(store, retry) is not None
-
-
-def listed_retries(context: StepContext) -> list[int]:
-    """The numbers of the retries that were begun, in order."""
-    names = set(context.store("scan").list(suffix=".jsonl"))
-    found: list[int] = []
-    while retry_listing(len(found) + 1) in names:
-        found.append(len(found) + 1)
-    return found
 
 
 def retried_rows(context: StepContext, items: list[WorkItem]) -> dict[str, dict[str, int]]:
@@ -124,8 +107,8 @@ def _waiting(context: StepContext, step: str, up_to: int | None = None) -> dict[
 
 def _lossy_parts(context: StepContext, step: str, up_to: int | None) -> Iterator[tuple[WorkItem, PartManifest]]:
     """Parts that quarantined something for a transient class, and all parts of retries; in the order they were made."""
-    for retry in (0, *listed_retries(context)):
-        if (up_to is not None and retry > up_to) or (retry and not _holds(context.store(step), retry)):
+    for retry in (0, *listed_retries(context.store("scan"))):
+        if (up_to is not None and retry > up_to) or (retry and not holds_retry(context.store(step), retry)):
             return
         items = listed_items(context.store("scan"), retry)
         parts = load_parts(context.store(step), [item.part for item in items])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,9 @@ from tasks.fingerprint import fingerprint_of, folder_of, ingredients
 from tasks.ledger_table import ledger_table
 from tasks.recipe import Recipe, load_recipe, read_recipe
 from tasks.steps import STEPS
+
+INGREDIENTS = "ingredients.json"
+"""In the work folder: what the last recipe's steps were made from when it was run, the sources' identity included."""
 
 
 @dataclass(frozen=True)
@@ -61,12 +64,25 @@ def last_recipe(workdir: Path | str, settings: Sequence[str] = ()) -> Recipe:
     return read_recipe(text, settings, store.url("recipe.yaml"), store.root)
 
 
+def remember(recipe: Recipe, store: Storage, content: Mapping[str, Any]) -> None:
+    """Keeps the recipe as the folder's last, and with it what its steps are made from; ``status`` compares with both.
+
+    ``content`` are its :func:`~tasks.fingerprint.ingredients`. Nothing is written where nothing changed.
+    """
+    text = (json.dumps(content, sort_keys=True, indent=1) + "\n").encode()
+    for name, data in ((INGREDIENTS, text), ("recipe.yaml", recipe.to_yaml().encode())):
+        if store.get_or_none(name) != data:
+            store.put(name, data)
+
+
 def status_of(workdir: Path | str, recipe_name: str | None = None, settings: Sequence[str] = ()) -> Status:
     """The folder's steps under its last recipe, or under another one, compared with the last."""
     store = Storage(whole_name(str(workdir)))
     last = last_recipe(store.root)
     recipe = last_recipe(store.root, settings) if recipe_name is None else load_recipe(recipe_name, settings)
-    before, now = ingredients(last, store), ingredients(recipe, store)
+    now = ingredients(recipe, store)
+    kept = store.get_or_none(INGREDIENTS)
+    before = ingredients(last, store) if kept is None else json.loads(kept)
     seconds = job_seconds(store)
     found = []
     for step in STEPS:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Any
 
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from infra.errors import CalummaError
+from infra.words import size_in_words
 from tasks.addresses import Addresses
 from tasks.occurrences import SequenceTrace, Use
-from tasks.report.html import size
+from tasks.scan.facts import storable
 from tasks.sources.base import RawSample
-from tasks.trace import NOT_THERE, Generation, SampleTrace, Stop, raw_sample
+from tasks.trace import BEFORE_MIX, Generation, SampleTrace, raw_sample
+from tasks.trace_steps import NOT_THERE, UNKNOWN, Stop
 
 SHOWN_USES = 20
 TEXT_CHARACTERS = 600
@@ -27,6 +30,7 @@ STYLES = {
     "dropped": "yellow",
     "left out": "yellow",
     NOT_THERE: "dim",
+    UNKNOWN: "yellow",
 }
 
 
@@ -42,46 +46,47 @@ def render(
         yield from _sequence(found)
         return
     for sample in found:
-        yield from _sample(sample)
+        yield from _sample(addresses, sample)
         yield from _raw(addresses, sample, out)
 
 
-def _sample(sample: SampleTrace) -> Iterator[RenderableType]:
-    yield _facts(
-        {
-            "sample": sample.sample_id.hex(),
-            "source": f"{sample.source} ({sample.kind})",
-            "key": sample.key,
-            "file": sample.file,
-            "row": f"{sample.row:,}",
-            "licence": sample.licence or "not stated",
-        }
-    )
-    table = Table(title="Its way", title_justify="left")
-    for column in ("part", "step", "state", "row there", "why"):
-        table.add_column(column, justify="right" if column == "row there" else "left", overflow="fold")
+def _sample(addresses: Addresses, sample: SampleTrace) -> Iterator[RenderableType]:
+    facts = {
+        "sample": sample.sample_id.hex(),
+        "source": f"{sample.source} ({sample.kind})",
+        "key": sample.key,
+        "file": sample.file,
+        "row": f"{sample.row:,}",
+        "licence": sample.licence or "not stated",
+    }
+    yield from (_line(f" {name:<8} ", value) for name, value in facts.items())
     for generation in sample.generations:
-        for number, stop in enumerate(_as_far_as_it_came(generation)):
-            why = Text(": ".join(w for w in (stop.reason, stop.message) if w) or _measured(stop))
+        yield _line("Its way through part ", generation.part)
+        table = Table()
+        for column in ("step", "state", "row there"):
+            table.add_column(column, justify="right" if column == "row there" else "left", no_wrap=True)
+        table.add_column("why", overflow="fold")
+        for stop in _as_far_as_it_came(generation):
+            why = Text(storable(": ".join(w for w in (stop.reason, stop.message) if w) or _measured(stop)))
             where = "" if stop.index is None else f"{stop.index:,}"
-            state = Text(stop.state, STYLES.get(stop.state, ""))
-            table.add_row(generation.part if number == 0 else "", stop.step, state, where, why)
-    yield table
+            table.add_row(stop.step, Text(stop.state, STYLES.get(stop.state, "")), where, why)
+        yield table
     ways = [s.row["images"] for g in sample.generations for s in g.stops if s.row.get("images")]
-    images: list[dict[str, Any]] = ways[-1] if ways else []
-    if images:
-        yield _images(images)
+    for number, image in enumerate(ways[-1] if ways else []):
+        yield from _image(number, image)
     if sample.uses:
         yield _uses(sample.uses)
-    elif not sample.uses_known:
-        yield Text("Where it will be used in training is not known before mix is finished.", "dim")
-    else:
+    if sample.uses_unknown:
+        yield Text(sample.uses_unknown, "yellow" if sample.uses_unknown != BEFORE_MIX else "dim")
+        if sample.uses_unknown != BEFORE_MIX:
+            yield _line("Check: ", f"calumma verify {shlex.quote(addresses.root)}")
+    elif not sample.uses:
         yield Text("No packed sequence holds it.", "dim")
 
 
 def _as_far_as_it_came(generation: Generation) -> tuple[Stop, ...]:
     """Without the steps behind the one that kept it back."""
-    ends = [n for n, stop in enumerate(generation.stops) if stop.state not in ("kept", NOT_THERE)]
+    ends = [n for n, stop in enumerate(generation.stops) if stop.state not in ("kept", NOT_THERE, UNKNOWN)]
     return generation.stops[: ends[0] + 1] if ends else generation.stops
 
 
@@ -99,25 +104,19 @@ def _measured(stop: Stop) -> str:
     return ", ".join(words)
 
 
-def _images(images: list[dict[str, Any]]) -> Table:
-    table = Table(title="Pictures", title_justify="left")
-    for column in ("size", "sha256", "perceptual hash", "faces", "URL"):
-        table.add_column(column, overflow="fold")
-    for image in images:
-        table.add_row(
-            f"{image['width']}×{image['height']}",
-            image["sha256"].hex(),
-            f"{image['phash']:016x}",
-            str(len(image.get("faces", []))),
-            Text(image.get("url", "")),
-        )
-    return table
+def _image(number: int, image: dict[str, Any]) -> Iterator[RenderableType]:
+    faces = len(image.get("faces", []))
+    size, some = f"{image['width']}×{image['height']}", f"{faces} face{'' if faces == 1 else 's'}"
+    yield Text(f"picture {number + 1}: {size}, {some}, perceptual hash {image['phash']:016x}")
+    yield _line("  sha256 ", image["sha256"].hex())
+    if image.get("url"):
+        yield _line("  URL    ", image["url"])
 
 
 def _uses(uses: tuple[Use, ...]) -> Table:
     table = Table(title=f"{len(uses):,} stretches in packed sequences", title_justify="left")
     for column in ("where", "sequence", "position", "occurrence", "from", "tokens"):
-        table.add_column(column, justify="left" if column == "where" else "right")
+        table.add_column(column, justify="left" if column == "where" else "right", overflow="fold")
     for use in uses[:SHOWN_USES]:
         table.add_row(use.store, f"{use.sequence:,}", _position(use.position), *_stretch(use))
     if len(uses) > SHOWN_USES:
@@ -142,35 +141,36 @@ def _sequence(found: SequenceTrace) -> Iterator[RenderableType]:
         f"documents, {used:,} of {found.length:,} tokens",
         "bold",
     )
-    table = Table(show_lines=False)
-    for column in ("from", "tokens", "source", "key", "file", "row", "licence", "use", "sample"):
-        table.add_column(column, justify="right" if column in ("from", "row", "use") else "left", overflow="fold")
     for d in found.documents:
         occurrence, offset, tokens = _stretch(d.use)
-        words = (d.source, d.key, d.file, f"{d.row:,}", d.licence)
-        table.add_row(offset, tokens, *map(Text, words), occurrence, d.sample_id.hex())
-    yield table
+        yield Text(
+            f"from {offset}, {tokens} tokens, use {occurrence}, of {d.source}, {d.licence or 'licence not stated'}"
+        )
+        yield _line("  sample ", d.sample_id.hex())
+        yield _line("  key    ", d.key)
+        yield _line("  file   ", d.file, f", row {d.row:,}")
 
 
 def _raw(addresses: Addresses, sample: SampleTrace, out: Path | None) -> Iterator[RenderableType]:
     try:
         raw = raw_sample(addresses, sample)
     except (CalummaError, OSError) as e:
-        yield Text(f"The raw sample cannot be shown: {e}", "yellow")
+        yield Text(f"The raw sample cannot be shown: {storable(str(e))}", "yellow")
         return
-    text = " ⏎ ".join(raw.captions) or " ".join(_words(raw))
+    text = storable(" ⏎ ".join(raw.captions) or " ".join(_words(raw)))
     if text:
         yield Text(text[:TEXT_CHARACTERS] + (f"… ({len(text):,} characters)" if len(text) > TEXT_CHARACTERS else ""))
     for number, image in enumerate(raw.images):
+        name = storable(image.name)
         if image.data is None:
-            yield Text(f"picture {number + 1}: {image.name}: {image.error}", "yellow")
+            yield Text(f"picture {number + 1}: {name}: {storable(image.error)}", "yellow")
         elif out is None:
-            yield Text(f"picture {number + 1}: {image.name}, {size(len(image.data))} (save it with --out FOLDER)")
+            yield Text(f"picture {number + 1}: {name}, {size_in_words(len(image.data))} (save it with --out FOLDER)")
         else:
             out.mkdir(parents=True, exist_ok=True)
             path = out / f"{sample.sample_id.hex()}-{number + 1}{_suffix(image.name)}"
             path.write_bytes(image.data)
-            yield Text(f"picture {number + 1}: {image.name}, {size(len(image.data))}, saved as {path}")
+            yield Text(f"picture {number + 1}: {name}, {size_in_words(len(image.data))}, saved as {path}")
 
 
 def _words(raw: RawSample) -> Iterator[str]:
@@ -188,10 +188,7 @@ def _suffix(name: str) -> str:
     return found if re.fullmatch(r"\.[a-z0-9]{1,5}", found) else ".bin"
 
 
-def _facts(facts: dict[str, str]) -> Table:
-    table = Table(show_header=False, box=None)
-    table.add_column(style="dim")
-    table.add_column(overflow="fold")
-    for key, value in facts.items():
-        table.add_row(key, Text(value))
-    return table
+def _line(label: str, value: str, after: str = "") -> RenderableType:
+    """One line whatever the console's width, so that its value can be copied; printed without cropping."""
+    line = Text.assemble((label, "dim"), storable(value), (after, "dim"), no_wrap=True, overflow="ignore")
+    return Group(line)  # printed by itself, a text would be joined with its end and lose both settings

@@ -25,7 +25,9 @@ from infra.store.commit import (
     load_own_manifest,
     load_part,
     load_parts,
+    own_retries,
     part_manifest_name,
+    retry_of,
     step_manifest_name,
 )
 from infra.store.manifest import FileEntry, StepManifest
@@ -99,7 +101,8 @@ def verify(
     for name in verdict.steps:
         parts = sorted(committed_parts(addresses.store(name)))
         if name in STORES and source is not None:
-            parts = [p for p in parts if (found := parse_part(p)) and found.source in sources]
+            named = {*parts, *lost_parts(addresses.store(name))}
+            parts = sorted(p for p in named if (found := parse_part(p)) and found.source in sources)
         elif source is not None:
             parts = []
         root, fingerprint = addresses.store(name).root, addresses.prints[name]
@@ -125,19 +128,32 @@ def committed_parts(store: Storage) -> set[str]:
     return {p for p in made if parse_part(p) is not None or p.rpartition(".")[0] not in made}
 
 
+def lost_parts(store: Storage) -> set[str]:
+    """Parts that a manifest of the step or of its retries lists, and whose own manifest is missing."""
+    listed = set[str]()
+    for retry in (0, *own_retries(store)):
+        with suppress(StoreError):  # named where the step is checked
+            if (step := load_own_manifest(store, retry)) is not None:
+                listed |= {*step.parts}
+    return listed - committed_parts(store)
+
+
 def unnamed_files(store: Storage) -> list[str]:
-    """Files in a step's ``parts`` folder that no manifest names, relative to the step's folder: a killed writer's."""
-    made = committed_parts(store)
+    """Files in a step's ``parts`` folder that no manifest names, relative to the step's folder: a killed writer's.
+
+    The files of a part that was committed and whose manifest is missing are none of them.
+    """
+    made, lost = committed_parts(store), lost_parts(store)
     named = {part_manifest_name(part) for part in made}
     with suppress(StoreError):  # a damaged manifest: what it named is not known, so nothing counts as unnamed
         for manifest in load_parts(store, sorted(made)):
             named |= {f"{PARTS}/{entry.name}" for entry in manifest.files}
-        step, retry = load_own_manifest(store, 0), 0
-        while step is not None:
-            named |= {entry.name for entry in step.files}
-            retry += 1
-            step = load_own_manifest(store, retry)
-        return [f.name for f in store.find(PARTS) if f.name not in named]
+        for retry in (0, *own_retries(store)):
+            if (step := load_own_manifest(store, retry)) is not None:
+                named |= {entry.name for entry in step.files}
+        own = tuple(f"{PARTS}/{part}." for part in lost)
+        unnamed = (f.name for f in store.find(PARTS) if f.name not in named and not f.name.startswith(own))
+        return [name for name in unnamed if not lost or name.count("/") == 1]  # mix's files: not named after its parts
     return []
 
 
@@ -164,6 +180,9 @@ class _Checker:
     def part(self) -> tuple[list[FileEntry], list[Damage]]:
         unit = self._unit
         name = part_manifest_name(unit.part)
+        if not self._store.exists(name):
+            self._add(name, "missing", "the part's manifest", "no such file")
+            return self._result()
         try:
             manifest = load_part(self._store, unit.part)
         except CalummaError as e:
@@ -179,17 +198,16 @@ class _Checker:
         return self._result()
 
     def step(self) -> tuple[list[FileEntry], list[Damage]]:
-        made, known = committed_parts(self._store), set[str]()
-        retry = 0
-        while True:
+        made, known, held, readable = committed_parts(self._store), set[str](), set[int](), True
+        for retry in (0, *own_retries(self._store)):
             name = step_manifest_name(retry)
             try:
                 manifest = load_own_manifest(self._store, retry)
             except CalummaError as e:
-                self._add(name, "manifest", "a step's manifest", str(e))
-                return self._result()
+                readable = self._add(name, "manifest", "a step's manifest", str(e))
+                continue
             if manifest is None:
-                break
+                continue
             said = (manifest.step, manifest.fingerprint)
             if said != (self._unit.step, self._unit.fingerprint):
                 self._add(name, "manifest", f"{self._unit.step} {self._unit.fingerprint[:12]}", " ".join(said))
@@ -197,11 +215,10 @@ class _Checker:
                 self._file(entry)
             self._digest(name, manifest, made)
             known |= set(manifest.parts)
-            retry += 1
-        if retry:  # while a step or its retry is under way, its parts are not listed yet
+            held |= {retry, *map(retry_of, manifest.parts)}
+        if readable:  # else nobody knows what it listed
             for part in sorted(made - known):
-                found = parse_part(part)
-                if found is None or found.retry < retry:
+                if retry_of(part) in held:  # while a step or its retry is under way, its parts are not listed yet
                     self._add(part_manifest_name(part), "unlisted", "no part of this name", "a part's manifest", part)
         return self._result()
 

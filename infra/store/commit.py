@@ -104,14 +104,44 @@ def commit_step(store: Storage, manifest: StepManifest, parts: list[str]) -> Ste
 
 
 def load_step(store: Storage) -> StepManifest | None:
-    """The step's manifest together with what retries added, or None while it is not finished."""
+    """The step's manifest together with what retries added, or None while it is not finished.
+
+    StoreError if two of them list one part, which would double its samples.
+    """
     manifest = load_own_manifest(store, 0)
-    if manifest is not None and (retries := [n for n in store.list(suffix=".json") if _RETRY.fullmatch(n)]):
-        for retry in sorted(int(n.split(".")[1][1:]) for n in retries):
-            later = load_own_manifest(store, retry)
-            if later is not None:
-                manifest = manifest.with_retry(later)
+    if manifest is None:
+        return None
+    for retry in own_retries(store):
+        later = load_own_manifest(store, retry)
+        if later is not None:
+            if twice := sorted({*manifest.parts}.intersection(later.parts)):
+                raise StoreError(
+                    f"{store.url(step_manifest_name(retry))}: part {twice[0]} is in an earlier manifest, too; its "
+                    "samples would count twice. Delete this file: what it adds is there already."
+                )
+            manifest = manifest.with_retry(later)
     return manifest
+
+
+def retry_of(part: str) -> int:
+    """The retry that a part is of, by its name; 0 for the step's own."""
+    name, sign, number = part.rpartition(".r")
+    return int(number) if name and sign and number.isdigit() else 0
+
+
+def own_retries(store: Storage) -> list[int]:
+    """The numbers of the retries that left a manifest of their own in a step's folder, in order; gaps are possible.
+
+    A store that was finished after a retry holds what that found among its own parts.
+    """
+    return sorted(int(n.split(".")[1][1:]) for n in store.list(suffix=".json") if _RETRY.fullmatch(n))
+
+
+def holds_retry(store: Storage, retry: int) -> bool:
+    """Whether a finished store has what a retry found: added later, or read from the start along with the rest."""
+    own = load_own_manifest(store, 0)
+    whole = own is not None and any(retry_of(part) == retry for part in own.parts)
+    return whole or load_own_manifest(store, retry) is not None
 
 
 def load_own_manifest(store: Storage, retry: int) -> StepManifest | None:

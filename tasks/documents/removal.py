@@ -8,17 +8,23 @@ memory an id or a URL takes 16 bytes and a sha256 32 bytes, sorted; nothing else
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from infra.errors import CalummaError, SourceError
 from tasks.documents.config import RemovalConfig
 from tasks.scan.inputs import located
 
 Digests = npt.NDArray[np.bytes_]
+_COMMENT = re.compile(rb"\s#")
+# A space may be in an address as a source has it; a tab or a carriage return says that a line is another's, too.
+_SPACE = re.compile(rb"[\t\r\v\f]")
 _BLOCK = 1 << 22
 """Bytes whose lines are turned into digests at once."""
 
@@ -77,6 +83,48 @@ class Removal:
         )
 
 
+class Reach:
+    """What a list covers among all samples that were scanned, also those that select dropped as duplicates.
+
+    Somebody's picture may be in the stores under the id and the URL of its twin. So what counts is the content:
+    whatever is equal to a sample that the list names goes with it.
+    """
+
+    def __init__(self, removal: Removal) -> None:
+        self._removal = removal
+        self._matched = [np.zeros(len(d), np.bool_) for d in (removal.ids, removal.pictures, removal.urls)]
+        self.contents: set[bytes] = set()
+        """Content hashes, 32 bytes each, of the samples that the list names."""
+
+    def add(self, table: pa.Table) -> None:
+        """A part of scan's tables, with ``sample_id``, ``content`` and ``images``."""
+        images = table["images"].combine_chunks()
+        rows = pc.list_parent_indices(images).to_numpy()
+        flat = pc.list_flatten(images)
+        hit = self._find(0, self._removal.ids, table["sample_id"].to_pylist())
+        shown = self._find(1, self._removal.pictures, pc.struct_field(flat, "sha256").to_pylist())
+        if len(self._removal.urls):
+            urls = [_url_digest(url.encode()) if url else b"" for url in pc.struct_field(flat, "url").to_pylist()]
+            shown |= self._find(2, self._removal.urls, urls)
+        hit[rows[shown]] = True
+        found = table["content"].to_pylist()
+        self.contents |= {found[row] for row in np.flatnonzero(hit) if any(found[row])}
+
+    @property
+    def unmatched(self) -> int:
+        """How many entries of the list name nothing that was scanned."""
+        return sum(int((~matched).sum()) for matched in self._matched)
+
+    def _find(self, kind: int, digests: Digests, wanted: Sequence[bytes]) -> npt.NDArray[np.bool_]:
+        if not len(digests) or not len(wanted):
+            return np.zeros(len(wanted), np.bool_)
+        values = np.array(wanted, dtype=digests.dtype)
+        places = np.minimum(np.searchsorted(digests, values), len(digests) - 1)
+        hit: npt.NDArray[np.bool_] = digests[places] == values
+        self._matched[kind][places[hit]] = True
+        return hit
+
+
 class _Found:
     """Digests as they are read, block by block; joined and sorted at the end."""
 
@@ -119,14 +167,15 @@ def _entry(line: bytes) -> bytes:
     """What a line says, without comment and white space around it; white space within stays, and is a fault."""
     text = line.strip()
     if b"#" in text:
-        cut = text.find(b" #") if _is_url(text) else text.find(b"#")
-        text = text if cut < 0 else text[:cut].rstrip()
+        # In a URL it may begin a fragment: there a comment stands after white space.
+        text = _COMMENT.split(text, maxsplit=1)[0] if text.startswith(b"http") else text.partition(b"#")[0]
+        text = text.rstrip()
     # fromhex would pass over a space within digits
     return text if _is_url(text) else text.replace(b" ", b"?")
 
 
 def _is_url(entry: bytes) -> bool:
-    return entry.startswith((b"http://", b"https://"))
+    return entry.startswith((b"http://", b"https://")) and not _SPACE.search(entry)
 
 
 def _name_bad_line(entries: Sequence[bytes], first: int, where: str) -> None:

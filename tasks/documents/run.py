@@ -10,8 +10,10 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
-from infra.store.commit import load_parts
+from infra.errors import SourceError
+from infra.store.commit import load_parts, own_retries, retry_of
 from infra.store.documents import DOCUMENTS
 from infra.store.manifest import PartManifest, Rows
 from infra.store.samples import QUARANTINE, SAMPLES
@@ -19,11 +21,18 @@ from infra.store.tables import read_table, write_table
 from tasks.context import StepContext
 from tasks.documents.build import Empty, Row, document
 from tasks.documents.ids import count_modalities, token_fault
-from tasks.documents.removal import Removal
+from tasks.documents.removal import Reach, Removal
+from tasks.fingerprint import documents_fingerprint
 from tasks.pool import PartOutput, run_items
+from tasks.scan.tables import SCAN
+from tasks.steps import BY_NAME
 
 if TYPE_CHECKING:
     from model.text_tokenizer.codec import TextTokenizer
+
+
+REMOVED = "removed.contents"
+"""In the step's folder, where there is a removal list: content hashes of what it names, 32 bytes each, sorted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +58,31 @@ class DocumentMaker:
 
     @cached_property
     def _removal(self) -> Removal:
-        return Removal.load(self._context.recipe.removal, self._context.recipe.folder)
+        """The list, if it is still the one that the step's address speaks of."""
+        context = self._context
+        if context.recipe.removal.list is None:
+            return Removal()
+        found = Removal.load(context.recipe.removal, context.recipe.folder)
+        inputs = {name: context.fingerprints[name] for name in BY_NAME["tokenize"].inputs}
+        if documents_fingerprint(context.recipe, inputs, found.digest) != context.fingerprint:
+            raise SourceError(
+                f"{context.recipe.removal.list}: the removal list changed while documents were being made. Run again: "
+                "what is made with the new list has an address of its own."
+            )
+        return found
+
+    @cached_property
+    def _removed_contents(self) -> frozenset[bytes]:
+        data = self._context.store().get(REMOVED) if self._context.recipe.removal.list is not None else b""
+        return frozenset(data[n : n + 32] for n in range(0, len(data), 32))
+
+    def _gone(self, part: str) -> set[bytes]:
+        """Ids of the part's samples whose content the removal list names under another sample's id or URL."""
+        if not self._removed_contents:
+            return set()
+        table = _scanned(self._context, part, ["sample_id", "content"])
+        pairs = zip(table["sample_id"].to_pylist(), table["content"].to_pylist(), strict=True)
+        return {sample for sample, content in pairs if content in self._removed_contents}
 
     def _token_fault(self, tokens: bytes) -> str:
         """What keeps a sample that came as ids from being a document of this recipe's vocabulary; empty if nothing."""
@@ -58,6 +91,7 @@ class DocumentMaker:
 
     def process(self, item: SamplePart) -> PartOutput:
         name = f"parts/{item.part}.parquet"
+        gone = self._gone(item.part)
         listed = PurePath(self._context.recipe.removal.list or "").name
         vocabulary = self._context.recipe.vocabulary
         rows: list[Row] = []
@@ -67,7 +101,8 @@ class DocumentMaker:
         table = read_table(self._samples.get(name), SAMPLES, self._samples.url(name))
         for batch in table.to_batches():
             for sample in batch.to_pylist():
-                if self._removal.covers(sample["sample_id"], [(i["sha256"], i["url"]) for i in sample["images"]]):
+                pictures = [(i["sha256"], i["url"]) for i in sample["images"]]
+                if sample["sample_id"] in gone or self._removal.covers(sample["sample_id"], pictures):
                     removed += 1
                     continue
                 if sample["kind"] == "tokens" and (fault := self._token_fault(sample["tokens"])):
@@ -103,14 +138,41 @@ class DocumentMaker:
 def run(context: StepContext, workers: int | None = None) -> None:
     """Makes the document store and commits the step; ``workers`` 0: in this process, without Ray."""
     samples = context.manifest("encode")
-    wanted = [p for p in samples.parts if not context.retry or p.endswith(f".r{context.retry}")]
-    manifests = list(load_parts(context.store("encode"), wanted))
-    items = [SamplePart(manifest.part, manifest.source) for manifest in manifests]
-    total = sum(manifest.rows.out for manifest in manifests)
+    removal = _reach(context)
+    # The step itself leaves out what a retry added to it; everything else that encode holds is its own.
+    added = own_retries(context.store())
+    wanted = [
+        part
+        for part in samples.parts
+        if (retry_of(part) == context.retry if context.retry else retry_of(part) not in added)
+    ]
+    items, total = [], 0
+    for manifest in load_parts(context.store("encode"), wanted):
+        items.append(SamplePart(manifest.part, manifest.source))
+        total += manifest.rows.out
     parts = run_items(
         context, items, DocumentMaker, workers=workers, unit="samples", weight=lambda m: m.rows.entered, total=total
     )
-    context.finish(parts=parts, facts={"sources": by_source(load_parts(context.store(), context.parts(parts)))})
+    sources = by_source(load_parts(context.store(), context.parts(parts)))
+    context.finish(parts=parts, facts={"sources": sources, **removal})
+
+
+def _scanned(context: StepContext, part: str, columns: list[str]) -> pa.Table:
+    store, name = context.store("scan"), f"parts/{part}.parquet"
+    return read_table(store.get(name), SCAN, store.url(name), columns)
+
+
+def _reach(context: StepContext) -> dict[str, Any]:
+    """Writes the contents that a removal list names into the step's folder; what of the list was found, as facts."""
+    if context.recipe.removal.list is None:
+        return {}
+    removal = Removal.load(context.recipe.removal, context.recipe.folder)
+    reach, parts = Reach(removal), context.manifest("scan").parts
+    for number, part in enumerate(parts, 1):
+        reach.add(_scanned(context, part, ["sample_id", "content", "images"]))
+        context.progress.update(number, len(parts), "parts", note="looking for what is removed")
+    context.store().put(REMOVED, b"".join(sorted(reach.contents)))
+    return {"removal": {"entries": len(removal), "entries_that_name_nothing": reach.unmatched}}
 
 
 def by_source(parts: Iterable[PartManifest]) -> dict[str, dict[str, int]]:

@@ -1,4 +1,4 @@
-"""Duplicates across a whole source, in flat memory: DuckDB with a limit, spilling to a temporary folder.
+"""Duplicates across a whole source, in flat memory: DuckDB with a limit, spilling to a folder.
 
 A sample's place is (retry, sample_id): what an earlier generation holds stays before anything that a retry adds, and
 within a generation the lowest id stays. Every rule is a minimum over a group of equal values, so the result depends
@@ -12,24 +12,23 @@ neither on the order of rows nor on threads. The rules, in order:
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from infra.backends.aside import aside_name
 from infra.errors import SourceError
 from tasks.scan.config import SelectConfig
 
 KEEP, EXACT, PERCEPTUAL, NEAR = range(4)
 REASONS = ("", "exact", "perceptual", "near")
-ASIDE = "calumma-select-"
-"""What the temporary folder's name starts with."""
 DISK_PER_SAMPLE, DISK_PER_SAMPLE_NEAR = 200, 1200
 """Bytes on the disk that the search needs, at most: its tables, and what it spills while it works on them."""
 _LOADED = 1 << 18
@@ -197,19 +196,23 @@ class Duplicates:
 
 
 @contextmanager
-def duplicates(config: SelectConfig, folder: Path | None = None) -> Iterator[Duplicates]:
-    """A database for one source; its files, in a temporary folder (below ``folder``), go at the end."""
+def duplicates(config: SelectConfig, folder: Path) -> Iterator[Duplicates]:
+    """A database for one source; its files, in a folder of their own below ``folder``, go at the end."""
     import duckdb
 
-    with tempfile.TemporaryDirectory(prefix=ASIDE, dir=folder) as aside:
-        settings = {
-            "memory_limit": f"{config.memory_mb}MB",
-            "temp_directory": f"{aside}/spilled",
-            "preserve_insertion_order": "false",
-            "threads": "1",
-        }
+    aside = folder / aside_name()
+    aside.mkdir(parents=True)
+    settings = {
+        "memory_limit": f"{config.memory_mb}MB",
+        "temp_directory": f"{aside}/spilled",
+        "preserve_insertion_order": "false",
+        "threads": "1",
+    }
+    try:
         connection = duckdb.connect(f"{aside}/select.duckdb", config=settings)
         try:
             yield Duplicates(connection, config)
         finally:
             connection.close()
+    finally:
+        rmtree(aside, ignore_errors=True)

@@ -18,6 +18,9 @@ from tasks.scan.tools import Tools
 from tasks.sources.base import RawSample
 from tasks.sources.config import Kind, SourceConfig
 
+PASSING = ("read-error", "memory")
+"""Faults of a moment: a document that lost a picture to one is not the document that it will be tomorrow."""
+
 
 class _Unusable(Exception):
     def __init__(self, error: str, message: str) -> None:
@@ -141,8 +144,8 @@ def _images(sample: RawSample, source: SourceConfig, tools: Tools) -> tuple[tupl
     for number in range(len(sample.images)):
         try:
             found.append(_image_facts(sample, number, tools))
-        except _Unusable:
-            if not may_drop:
+        except _Unusable as e:
+            if not may_drop or e.error in PASSING:
                 raise
             dropped.append(number)
     return tuple(found), tuple(dropped)

@@ -62,7 +62,8 @@ def read_range(source: Source, item: WorkItem) -> Iterator[RawSample | BadRow | 
         return
     wanted = set(keys)
     for row in rows:
-        if isinstance(row, EndOfRange) or key_of(row, item) in wanted:
+        # What was no sample then, for a file that could not be read, may be one now, with a key of its own.
+        if isinstance(row, EndOfRange) or key_of(row, item) in wanted or _place_of(row, item) in wanted:
             yield row
 
 
@@ -71,8 +72,10 @@ def key_of(row: RawSample | BadRow, item: WorkItem) -> str:
 
     The row is counted from the range's start, since the scan knows no other number.
     """
-    if isinstance(row, RawSample):
-        return storable(row.key)
+    return storable(row.key) if isinstance(row, RawSample) else _place_of(row, item)
+
+
+def _place_of(row: RawSample | BadRow, item: WorkItem) -> str:
     start = item.locator.get("start")
     place = f"@{start}" if start else ""
     return storable(f"{row.file}{place}#{row.row - item.locator.get('before', 0)}")
@@ -85,7 +88,12 @@ def dump_items(items: Iterable[WorkItem]) -> bytes:
 
 def load_items(data: bytes) -> list[WorkItem]:
     """The items that :func:`dump_items` wrote."""
-    return [WorkItem(**json.loads(line)) for line in data.splitlines()]
+    try:
+        return [WorkItem(**json.loads(line)) for line in data.splitlines()]
+    except (ValueError, TypeError) as e:
+        raise StoreError(
+            f"a list of work items is damaged ({e}). calumma verify WORKDIR names its file; --repair has it made again."
+        ) from e
 
 
 def listed_items(scan: Storage, retry: int = 0) -> list[WorkItem]:
@@ -101,10 +109,15 @@ def all_items(scan: Storage, finished: bool = False) -> list[WorkItem]:
 
     ``finished``: only of retries that ``scan`` has finished, which are those that later steps can read.
     """
-    retries = sorted(int(found[1]) for name in scan.list(suffix=".jsonl") if (found := _RETRY.fullmatch(name)))
+    retries = listed_retries(scan)
     if finished:
         retries = [retry for retry in retries if scan.exists(step_manifest_name(retry))]
     return [item for retry in (0, *retries) for item in listed_items(scan, retry)]
+
+
+def listed_retries(scan: Storage) -> list[int]:
+    """The numbers of the retries that were begun, in order."""
+    return sorted(int(found[1]) for name in scan.list(suffix=".jsonl") if (found := _RETRY.fullmatch(name)))
 
 
 def _entry(item: WorkItem) -> dict[str, Any]:

@@ -18,7 +18,16 @@ from tasks.scan.config import Device
 from tasks.scan.examine import examine
 from tasks.scan.facts import Finding, storable, without_images
 from tasks.scan.filters import load_class
-from tasks.scan.items import ITEMS, dump_items, key_of, list_items, listed_items, load_items, read_range
+from tasks.scan.items import (
+    ITEMS,
+    dump_items,
+    key_of,
+    list_items,
+    listed_items,
+    load_items,
+    read_range,
+    retry_listing,
+)
 from tasks.scan.rows import ROWS, dump_rows, first_rows
 from tasks.scan.scorers import ScoreQueue, Scorers, scorer_class
 from tasks.scan.tables import FILTERED, KEPT, QUARANTINED, SCAN
@@ -102,7 +111,9 @@ def run(context: StepContext, workers: int | None = None) -> None:
     parts = run_items(context, items, ScanWorker, workers=workers, gpus=gpus, unit="parts")
     facts = {"sources": _by_source(load_parts(context.store(), context.parts(parts)))}
     if context.retry:
-        context.finish(parts=parts, facts=facts, retried=retried_rows(context, items))
+        listing = retry_listing(context.retry)
+        files = [entry(listing, context.store().get(listing))]
+        context.finish(parts=parts, files=files, facts=facts, retried=retried_rows(context, items))
         return
     lines = _check_and_count(context, parts)
     rows = dump_rows(first_rows(items, lines))

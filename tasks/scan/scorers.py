@@ -22,8 +22,9 @@ from typing import Any, Protocol
 from PIL import Image
 
 from infra.errors import CalummaError, RecipeError
+from tasks.encode.decode import ImageError
 from tasks.scan.config import Device, ScorerConfig
-from tasks.scan.facts import Finding
+from tasks.scan.facts import Finding, storable
 from tasks.scan.filters import load_class
 from tasks.scan.inputs import local_file
 from tasks.scan.tables import FILTERED, KEPT, QUARANTINED
@@ -109,12 +110,20 @@ class ScoreQueue:
         self._pixels = 0
         self._found: dict[int, list[list[float | str]]] = {}
         """By sample's place: for each scorer the scores of its pictures."""
+        self._unusable: dict[int, Finding] = {}
 
     def add(self, place: int, sample: RawSample) -> None:
-        """A kept sample without the pictures that it goes without; ``place`` is its number in the item."""
+        """A kept sample without the pictures that it goes without; ``place`` is its number in the item.
+
+        A picture that cannot be decoded again (for want of memory, say) sends its sample to quarantine.
+        """
         texts = (*sample.captions, *(s.text for s in sample.segments if s.text is not None))
         for raw in sample.images:
-            picture = self._pictures.open(raw)
+            try:
+                picture = self._pictures.open(raw)
+            except ImageError as e:
+                self._unusable[place] = Finding(QUARANTINED, e.error_class, f"{storable(raw.name)}: {e.message}")
+                return
             self._waiting.append((place, ScoredInput(picture, texts)))
             self._pixels += picture.width * picture.height
             if len(self._waiting) >= BATCH or self._pixels >= BATCH_PIXELS:
@@ -124,7 +133,10 @@ class ScoreQueue:
         """Writes the scores into the findings, and what follows from them."""
         self._score()
         for place, scores in self._found.items():
-            findings[place] = scored(findings[place], self._scorers.configs, scores)
+            if place not in self._unusable:
+                findings[place] = scored(findings[place], self._scorers.configs, scores)
+        for place, finding in self._unusable.items():
+            findings[place] = finding
 
     def _score(self) -> None:
         batch, self._waiting, self._pixels = self._waiting, [], 0

@@ -7,9 +7,10 @@ retry adds loses against all that was there before. Memory is flat: ``select.mem
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from shutil import rmtree
 
@@ -17,13 +18,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from infra.backends.aside import maker_lives
+from infra.backends.base import ASIDE
+from infra.home import is_remote, local_side
+from infra.storage import Storage
 from infra.store.commit import PARTS
 from infra.store.manifest import Rows
 from infra.store.tables import read_table, write_table
 from tasks.context import StepContext
 from tasks.pool import PartOutput, run_items
 from tasks.scan.duplicates import (
-    ASIDE,
     DISK_PER_SAMPLE,
     DISK_PER_SAMPLE_NEAR,
     KEEP,
@@ -37,6 +41,9 @@ from tasks.scan.items import all_items
 from tasks.scan.selected import work_items
 from tasks.scan.tables import KEPT, SCAN, SELECT
 from tasks.sources.base import WorkItem
+
+FORGOTTEN_S = 86_400
+"""Seconds without a change after which what a search on another machine left in a shared folder is nobody's."""
 
 
 class SelectWorker:
@@ -69,7 +76,7 @@ class SelectWorker:
             return self._duplicates
         self.close()
         self._need_disk(source)
-        found = self._open.enter_context(duplicates(self._context.recipe.select, _beside(self._context)))
+        found = self._open.enter_context(duplicates(self._context.recipe.select, scratch(self._context)))
         own = [item for item in self._items if item.source == source]
         self._ranges = {item.part: found.add(candidates(self._context, item), item.retry) for item in own}
         found.decide(source)
@@ -80,7 +87,10 @@ class SelectWorker:
         near = self._context.recipe.select.near_duplicates
         count = self._context.manifest("scan").rows[source].out
         size = count * (DISK_PER_SAMPLE_NEAR if near else DISK_PER_SAMPLE)
-        self._context.store().need(size, f"the search for duplicates among {count:,} samples of {source}")
+        what = f"the search for duplicates among {count:,} samples of {source}"
+        if is_remote(self._context.root):
+            what += " (which lies on this machine, where XDG_STATE_HOME says)"
+        Storage(scratch(self._context)).need(size, what)
 
 
 def run(context: StepContext) -> None:
@@ -89,12 +99,14 @@ def run(context: StepContext) -> None:
     # Source by source, so that each is searched once; the manifest lists them as scan does.
     order = {source.name: place for place, source in enumerate(context.recipe.sources)}
     by_source: list[WorkItem] = sorted(items, key=lambda i: order[i.source])
-    _sweep(context)
+    _sweep(scratch(context))
     worker = SelectWorker(context, all_items(context.store("scan"), finished=True))
     try:
         run_items(context, by_source, lambda _: worker, workers=0)
     finally:
         worker.close()
+        with suppress(OSError):  # another run's search may be in it
+            scratch(context).rmdir()
     context.finish(parts=[item.part for item in items])
 
 
@@ -122,16 +134,22 @@ def _numbers(column: pa.ChunkedArray, width: int) -> Column:
     return np.frombuffer(data, ">u8").reshape(-1, width // 8).astype(np.uint64)
 
 
-def _beside(context: StepContext) -> Path | None:
-    """Where the search may spill to: beside the store, or where the machine keeps temporary files."""
-    if not context.store().local:
-        return None
-    context.store().path().mkdir(parents=True, exist_ok=True)
-    return context.store().path()
+def scratch(context: StepContext) -> Path:
+    """Where the search's files lie: on this machine, also where the work folder is on S3."""
+    return local_side(context.root) / "scratch"
 
 
-def _sweep(context: StepContext) -> None:
-    """Removes what a search that was killed left beside the store."""
-    folder = _beside(context)
-    for left in folder.glob(f"{ASIDE}*") if folder is not None else ():
-        rmtree(left, ignore_errors=True)
+def _sweep(folder: Path) -> None:
+    """Removes what searches left that were killed."""
+    for left in folder.glob(f"{ASIDE}*"):
+        lives = maker_lives(left.name)
+        if lives is False or (lives is None and time.time() - _last_change(left) > FORGOTTEN_S):
+            rmtree(left, ignore_errors=True)
+
+
+def _last_change(folder: Path) -> float:
+    newest = 0.0
+    for path in (folder, *folder.rglob("*")):
+        with suppress(OSError):
+            newest = max(newest, path.stat().st_mtime)
+    return newest

@@ -6,15 +6,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from infra.errors import SourceError
-from infra.store.commit import PARTS
+from infra.store.commit import PARTS, holds_retry, own_retries
 from infra.store.tables import read_table
 from tasks.context import StepContext
 from tasks.scan.facts import ImageFacts, storable, without_images
-from tasks.scan.items import AGAIN, KEYS, all_items, listed_items, read_item
+from tasks.scan.items import AGAIN, KEYS, all_items, listed_items, listed_retries, read_item
 from tasks.scan.rows import base_part, load_rows, with_first_row
 from tasks.scan.tables import KEPT, SCAN, SELECT
 from tasks.sources import open_source
 from tasks.sources.base import BadRow, RawSample, WorkItem, sample_id
+
+TOKENIZERS = ("image-tokenizer", "text-tokenizer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,15 +37,23 @@ class SelectedRow:
 
 
 def work_items(context: StepContext) -> list[WorkItem]:
-    """All work items, in source order and then those of each retry; in a retry's own job only that one's.
+    """The work items that a step reads, in source order and then those of each retry; their rows are the true ones.
 
-    Their locators make readers count rows from their file's first. For steps after ``scan`` a retry that ``scan`` has
-    not finished does not count.
+    In a retry's own job they are that one's alone. Otherwise a retry counts where the steps before hold it and the step
+    has not got it added already. The tokenizers are trained without any, so that a retry never changes them.
     """
     scan = context.store("scan")
-    rows = load_rows(scan)
-    items = listed_items(scan, context.retry) if context.retry else all_items(scan, finished=context.step != "scan")
+    rows, items = load_rows(scan), listed_items(scan, context.retry)
+    if not context.retry and context.step not in TOKENIZERS:
+        items += [i for retry in listed_retries(scan) if _reads(context, retry) for i in listed_items(scan, retry)]
     return [with_first_row(item, rows) for item in items]
+
+
+def _reads(context: StepContext, retry: int) -> bool:
+    if context.step == "scan":  # who asks for its items looks at all there are
+        return True
+    before = ("scan",) if context.step == "select" else ("scan", "select")
+    return all(holds_retry(context.store(s), retry) for s in before) and retry not in own_retries(context.store())
 
 
 def first_row(context: StepContext) -> dict[str, int]:

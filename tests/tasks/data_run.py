@@ -6,7 +6,7 @@ import io
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,8 +77,8 @@ def tiny() -> bytes:
     return sink.getvalue()
 
 
-def make(folder: Path, until: str = "mix") -> DataRun:
-    """Pairs from a list in four work items, and texts; up to and with ``until``."""
+def make(folder: Path, until: str = "mix", stage: str = "one", more_texts: Sequence[str] = ()) -> DataRun:
+    """Pairs from a list in four work items, and texts (``more_texts``: further lines); up to and with ``until``."""
     images = folder / "images"
     images.mkdir(parents=True)
     lines = []
@@ -90,7 +90,7 @@ def make(folder: Path, until: str = "mix") -> DataRun:
             (images / f"{name}.png").write_bytes(data)
     (folder / "list.jsonl").write_text("\n".join([*lines, "{not json"]) + "\n")
     texts = [json.dumps({"text": f"{name.replace('-', ' ')} is a shape, number {n}."}) for n, name in enumerate(NAMES)]
-    (folder / "texts.jsonl").write_text("\n".join(texts) + "\n")
+    (folder / "texts.jsonl").write_text("\n".join([*texts, *more_texts]) + "\n")
     raw: dict[str, Any] = {
         **toy_run.RECIPE,
         "folder": str(folder),
@@ -103,7 +103,7 @@ def make(folder: Path, until: str = "mix") -> DataRun:
         "mix": {
             "tokens": 1000,
             "sequence_length": toy_run.LENGTH,
-            "stages": [{"name": "one", "share": 1, "weights": {"photos": 0.8, "texts": 0.2}}],
+            "stages": [{"name": stage, "share": 1, "weights": {"photos": 0.8, "texts": 0.2}}],
         },
         "finetune_mix": {"sources": []},
         "evaluation": {},

@@ -17,8 +17,9 @@ from infra.errors import CalummaError, StepFailed
 from infra.storage import Storage
 from infra.store.commit import done_parts, load_part
 from infra.store.manifest import Rows
+from tasks import actors
 from tasks.context import StepContext
-from tasks.pool import PartOutput, run_items
+from tasks.pool import Committer, PartOutput, run_items
 from tasks.progress import read_progress
 from tasks.recipe import load_recipe
 
@@ -58,7 +59,7 @@ def ray() -> Iterator[None]:
 
     # This file is not importable on the workers, so its classes travel whole.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=2, num_gpus=1, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
@@ -121,12 +122,75 @@ def test_two_items_are_never_on_one_actor_while_another_is_idle(tmp_path: Path) 
     assert len({(tmp_path / f"p{n}-try-0").read_text() for n in range(2)}) == 2
 
 
+def replacements(monkeypatch: pytest.MonkeyPatch, first: int, **options: Any) -> list[Any]:
+    """Lets every actor after the first ones have other options; all members are noted."""
+    made: list[Any] = []
+    member = actors._Pool._member
+
+    def other(pool: Any, *args: Any) -> Any:
+        if len(made) == first:
+            pool._class = pool._class.options(**options)
+        made.append(member(pool, *args))
+        return made[-1]
+
+    monkeypatch.setattr(actors._Pool, "_member", other)
+    return made
+
+
+@pytest.mark.timeout(60)
+def test_a_replacement_that_never_finds_room_holds_no_items(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = replacements(monkeypatch, 2, num_cpus=99)
+    asked = context(tmp_path)
+    run_items(asked, items(8, p1={"kills": 1}), Player, workers=2)
+    assert len(made) == 3, "one died, and its replacement waits"
+    assert done_parts(asked.store()) == {f"p{n}" for n in range(8)}
+
+
+@pytest.mark.timeout(60)
+def test_a_step_does_not_wait_for_workers_that_it_has_no_items_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replacements(monkeypatch, 1, num_cpus=99)
+    assert run_items(context(tmp_path), items(3), Player, workers=2) == ["p0", "p1", "p2"]
+
+
+@pytest.mark.timeout(60)
+def test_workers_that_wait_for_room_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replacements(monkeypatch, 0, num_cpus=99)
+    told: list[str] = []
+
+    def note(text: str) -> None:
+        told.append(text)
+        raise StepFailed("enough")
+
+    with pytest.raises(StepFailed, match="enough"):
+        actors.run_on_actors(context(tmp_path, "stall_s=0.5"), Committer, Player, items(4), 2, 0, lambda _: None, note)
+    assert told[0].endswith("being worked on: none; 2 of 2 workers wait for room in the cluster")
+
+
+class Stillborn(Committer):
+    """A worker that cannot even start."""
+
+    def __init__(self, *_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.timeout(120)
+def test_workers_that_die_before_they_begin_end_the_step(tmp_path: Path) -> None:
+    with pytest.raises(StepFailed, match="a worker died 3 times before it began"):
+        actors.run_on_actors(context(tmp_path), Stillborn, Player, items(4), 1, 0, lambda _: None, lambda _: None)
+
+
+def test_an_accelerator_is_only_asked_for_with_gpus(tmp_path: Path) -> None:
+    assert run_items(context(tmp_path, "data_accelerator=A100"), items(2), Player, workers=1) == ["p0", "p1"]
+
+
 @pytest.mark.parametrize(
     ("settings", "gpus", "match"),
     [
         (["data_cpus=1.5"], 0, r"2 workers of 1.5 CPUs need 3 CPUs and the cluster has 2\..*data_workers"),
-        ([], 0.5, r"2 workers of 0.5 GPUs need 1 GPUs and the cluster has 0\..*data_gpus"),
-        (["data_accelerator=A100"], 0, "resources.data_accelerator is A100, and no node"),
+        ([], 1.5, r"2 workers of 1.5 GPUs need 3 GPUs and the cluster has 1\..*data_gpus"),
+        (["data_accelerator=A100"], 0.5, "resources.data_accelerator is A100, and no node"),
     ],
 )
 def test_a_cluster_that_is_too_small_is_said_so_at_once(

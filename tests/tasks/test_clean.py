@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -8,10 +10,16 @@ from rich.console import Console
 
 from flows.local import run_locally
 from infra.errors import ResourceError, StoreError
+from infra.storage import Storage
+from infra.store.commit import commit_part, load_own_manifest
+from infra.store.manifest import PartManifest
+from tasks import clean as cleaning
 from tasks.addresses import addresses_of
-from tasks.clean import clean, render
+from tasks.clean import Waste, clean, render
+from tasks.fingerprint import fingerprints, folder_of
 from tasks.recipe import Recipe, load_recipe
 from tasks.verify import verify
+from tests.tasks import data_run
 from tests.tasks.data_run import locked_elsewhere
 
 Toy = tuple[Path, Recipe]
@@ -24,9 +32,10 @@ def workdir(toy: Toy, tmp_path: Path) -> Path:
     return Path(shutil.copytree(toy[0], tmp_path / "toy"))
 
 
-def put(path: Path, data: str = "old") -> Path:
+def put(path: Path, data: str = "old", hours: float = 2) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(data)
+    os.utime(path, (time.time() - 3600 * hours,) * 2)
     return path
 
 
@@ -135,3 +144,70 @@ def test_checkpoints_and_what_is_not_ours_stay(workdir: Path) -> None:
     mine += [put(workdir / "encode" / "not-a-fingerprint" / "x"), put(workdir / "runs" / "jobs" / "notes" / "x")]
     clean(workdir, delete=True)
     assert all(path.exists() for path in mine)
+
+
+def test_what_a_job_elsewhere_may_be_about_to_name_stays(workdir: Path) -> None:
+    """A killed flow's job on a cluster holds no lock of this machine."""
+    parts = next(workdir.glob("encode/*/parts"))
+    young = [put(parts / name, hours=0.9) for name in (".aside-0123", "shapes-000044.parquet")]
+    old = [put(parts / name, hours=1.1) for name in (".aside-4567", "shapes-000045.parquet")]
+    found = clean(workdir, delete=True)
+    assert (len(found.waste), found.young) == (2, 2)
+    assert all(path.exists() for path in young)
+    assert not any(path.exists() for path in old)
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    for piece in render(found, deleted=True):
+        console.print(piece)
+    assert "2 files are named by no manifest and younger than an hour" in console.export_text()
+
+
+@pytest.mark.parametrize("late", ["manifest", "file"])
+def test_a_part_that_is_committed_meanwhile_stays(workdir: Path, monkeypatch: pytest.MonkeyPatch, late: str) -> None:
+    parts = next(workdir.glob("encode/*/parts"))
+    store, data = Storage(parts.parent), put(parts / "shapes-000044.parquet")
+    own = load_own_manifest(store, 0)
+    assert own is not None
+    remove = cleaning._remove
+
+    def after_a_commit(root: Path, waste: Waste) -> bool:
+        if late == "manifest":
+            manifest = PartManifest(step="encode", fingerprint=own.fingerprint, part="shapes-000044", source="shapes")
+            commit_part(store, manifest, {data.name: data.read_bytes()})
+            os.utime(data, (0, 0))
+        else:
+            data.write_text("new")
+        return remove(root, waste)
+
+    monkeypatch.setattr(cleaning, "_remove", after_a_commit)
+    assert [w.path for w in clean(workdir).waste] == [data.relative_to(workdir).as_posix()]
+    assert clean(workdir, delete=True).waste == ()
+    assert data.exists()
+
+
+def test_a_model_that_a_retry_left_behind_needs_force(tmp_path: Path) -> None:
+    """A rescued row moves ``mix`` and all that follows; until that is made, what is there is all there is."""
+    run = data_run.make(tmp_path, "mix")
+    model = put(run.workdir / "pretrain" / OLD / "model.safetensors")
+    mix = next(run.workdir.glob("mix/*"))
+    run.retry()
+    found = clean(run.workdir)
+    assert {w.path for w in found.waste if w.kind == "step folder"} >= {f"pretrain/{OLD}", f"mix/{mix.name}"}
+    before = tree(run.workdir)
+    with pytest.raises(ResourceError, match=r"nothing was removed. mix: the last recipe .* add --force"):
+        clean(run.workdir, delete=True)
+    assert tree(run.workdir) == before
+    assert clean(run.workdir, delete=True, force=True).waste == found.waste
+    assert not model.exists()
+
+
+def test_while_a_retry_is_under_way_nothing_of_the_last_run_goes(tmp_path: Path) -> None:
+    """Without its manifest the retry counts for nothing, and ``mix`` has the address of before it."""
+    run = data_run.make(tmp_path, "mix")
+    run.retry()
+    new = folder_of("mix", fingerprints(run.recipe, Storage(run.workdir))["mix"])
+    put(run.workdir / new / "manifest.json")
+    next(run.workdir.glob("tokenize/*/manifest.r1.json")).unlink()
+    assert new in {w.path for w in clean(run.workdir).waste}
+    with pytest.raises(ResourceError, match=f"retry 1 is under way, which moves mix .* {new}"):
+        clean(run.workdir, delete=True)
+    assert (run.workdir / new).exists()

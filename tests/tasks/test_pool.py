@@ -86,3 +86,23 @@ def test_progress_is_reported(context: StepContext, tmp_path: Path) -> None:
     state = read_progress(Storage(tmp_path), "local")
     assert state is not None
     assert (state["done"], state["total"], state["unit"]) == (2, 2, "rows")
+
+
+class Lossy(Doubler):
+    """Of every part's 60 rows 20 are lost."""
+
+    def process(self, item: Item) -> PartOutput:
+        rows = Rows(entered=60, out=40, quarantined={"read-error": 15, "truncated": 5})
+        return PartOutput(item.part, "s", {f"{item.part}.bin": b""}, rows)
+
+
+@pytest.mark.parametrize(("limit", "stops"), [("1", False), ("0.34", False), ("0.3", True)])
+def test_a_source_that_loses_too_much_stops_the_step(tmp_path: Path, limit: str, stops: bool) -> None:
+    context = StepContext(load_recipe("emoji", [f"resources.max_quarantined={limit}"]), str(tmp_path), "scan")
+    items = [Item(f"p{i}") for i in range(3)]
+    if not stops:
+        assert len(run_items(context, items, Lossy, workers=0)) == 3
+        return
+    with pytest.raises(StepFailed, match=r"40 of the first 120 rows of source s .*30 read-error, 10 truncated.*0\.3"):
+        run_items(context, items, Lossy, workers=0)
+    assert done_parts(context.store()) == {"p0", "p1"}, "60 rows alone say too little; what is committed stays"

@@ -22,6 +22,8 @@ from tasks.recipe import Recipe
 from tasks.retry import RetryPlan, is_transient, plan_retry
 from tasks.scan import run as scan
 from tasks.scan import select
+from tasks.sources import pairs
+from tasks.sources.files import UnusableRow
 from tasks.steps import STORES
 from tests.tasks import toy_run
 
@@ -209,3 +211,41 @@ def test_a_store_that_is_not_finished_reads_it_with_everything_else(made: tuple[
     assert done is not None
     assert done.rows["photos"].out == steps_of(recipe, workdir)["encode"].rows["photos"].out
     assert plan_retry(StepContext(recipe, str(workdir), "scan")) == RetryPlan(2, {"missing-image": 2}, False, STORES)
+
+
+def test_a_row_that_was_no_sample_comes_back_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A caption file that could not be read has no sample's key in quarantine; the sample then has its own."""
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(12):
+        (images / f"{number:02}.png").write_bytes(picture(number))
+        (images / f"{number:02}.txt").write_text(NAMES[number])
+    raw = {
+        **toy_run.RECIPE,
+        "folder": str(tmp_path),
+        "sources": [{"name": "photos", "type": "pairs", "kind": "pairs", "path": "images"}],
+        "scan": {"held_out": 0},
+        "mix": {
+            "tokens": 1000,
+            "sequence_length": toy_run.LENGTH,
+            "stages": [{"name": "one", "share": 1, "weights": {"photos": 1}}],
+        },
+        "finetune_mix": {"sources": []},
+        "evaluation": {},
+    }
+    read = pairs.read_plain
+
+    def failing(storage: Storage, name: str, *more: Any) -> str:
+        if name.startswith("03"):
+            raise UnusableRow("read-error", "the storage did not answer")
+        return read(storage, name, *more)
+
+    monkeypatch.setattr(pairs, "read_plain", failing)
+    recipe = toy_run.make(tmp_path / "work", "tokenize", raw)
+    assert steps_of(recipe, tmp_path / "work")["scan"].rows["photos"].quarantined == {"read-error": 1}
+    monkeypatch.setattr(pairs, "read_plain", read)
+    plan = plan_retry(StepContext(recipe, str(tmp_path / "work"), "scan"))
+    assert plan == RetryPlan(1, {"read-error": 1}, False, STORES)
+    go(recipe, tmp_path / "work", plan)
+    for step in STORES:
+        assert steps_of(recipe, tmp_path / "work")[step].rows["photos"] == Rows(entered=12, out=12), step

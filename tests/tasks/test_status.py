@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from infra.storage import Storage
 from infra.errors import ResourceError, StepFailed, StoreError
+from infra.storage import Storage
 from tasks.fingerprint import folder_of
 from tasks.status import copy_export, job_seconds, last_recipe, render, status_of
 from tests.tasks import toy_run

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,15 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> DataRun:
     return run
 
 
+LONE = r'{"text": "\ud800 lone"}'
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> DataRun:
+    """A run up to its sequences; its stage has a source's name, and a text holds what UTF-8 cannot."""
+    return data_run.make(tmp_path_factory.mktemp("mixed"), stage="texts", more_texts=[LONE])
+
+
 def one(workdir: Path, what: str) -> SampleTrace:
     found = trace(addresses_of(workdir), what)
     assert isinstance(found, list)
@@ -55,11 +65,11 @@ def sequence(workdir: Path, what: str) -> SequenceTrace:
     return found
 
 
-def shown(workdir: Path, what: str, out: Path | None = None) -> str:
+def shown(workdir: Path, what: str, out: Path | None = None, width: int = 200) -> str:
     addresses = addresses_of(workdir)
-    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     for piece in render(addresses, trace(addresses, what), out):
-        console.print(piece)
+        console.print(piece, crop=False)
     return console.export_text()
 
 
@@ -231,3 +241,74 @@ def test_a_source_that_is_gone_costs_only_the_raw_sample(tmp_path: Path) -> None
     assert "The raw sample cannot be shown" in text
     assert "CC BY 4.0" in text
     assert Storage(run.workdir).exists(f"{addresses.folder('encode')}/manifest.json")
+
+
+def test_a_stage_with_a_source_s_name(mixed: DataRun) -> None:
+    found = sequence(mixed.workdir, "texts:0")
+    assert found == sequence(mixed.workdir, "stages/texts:0")
+    assert found.store == "stages/texts"
+    assert one(mixed.workdir, "texts:texts.jsonl@0").key == "texts.jsonl@0", "the sample comes first"
+    assert sequence(mixed.workdir, "photos:0").store == "held-out/photos"
+
+
+def test_a_misspelt_stage_names_the_stages(mixed: DataRun, data: DataRun) -> None:
+    for what in ("text:3", "photos:300"):
+        with pytest.raises(StoreError, match="no such sequence. They are .* stages/NAME:SEQUENCE, .* stages/texts"):
+            trace(addresses_of(mixed.workdir), what)
+    with pytest.raises(StoreError, match="no sequence either, since step mix is not finished"):
+        trace(addresses_of(data.workdir), "one:3")
+
+
+def test_half_a_surrogate_pair_is_shown_as_an_escape(mixed: DataRun) -> None:
+    key = f"texts.jsonl@{(mixed.workdir.parent / 'texts.jsonl').stat().st_size - len(LONE) - 1}"
+    text = shown(mixed.workdir, f"texts:{key}")
+    assert "bad-unicode" in text
+    assert "\\ud800 lone" in text
+    text.encode()
+
+
+def test_what_is_to_be_copied_has_lines_of_its_own(mixed: DataRun) -> None:
+    found = one(mixed.workdir, "photos-000000#0")
+    (image,) = found.generations[0].stops[0].row["images"]
+    lines = shown(mixed.workdir, "photos-000000#0", width=40).splitlines()
+    for value in (found.sample_id.hex(), found.key, image["sha256"].hex(), "photos-000000"):
+        assert any(line.rstrip().endswith(f" {value}") for line in lines), value
+    lines = shown(mixed.workdir, "stages/texts:0", width=40).splitlines()
+    for document in sequence(mixed.workdir, "stages/texts:0").documents:
+        assert f"  sample {document.sample_id.hex()}" in lines
+        assert f"  key    {document.key}" in lines
+        assert f"  file   {document.file}, row {document.row:,}" in lines
+
+
+@pytest.mark.parametrize("step", ["select", "encode", "tokenize"])
+def test_a_lost_manifest_is_no_answer(mixed: DataRun, tmp_path: Path, step: str) -> None:
+    workdir = Path(shutil.copytree(mixed.workdir, tmp_path / "a work"))
+    assert one(workdir, "texts:texts.jsonl@0").uses_unknown == ""
+    (path,) = workdir.glob(f"{step}/*/parts/texts-000000.json")
+    path.unlink()
+    found = one(workdir, "texts:texts.jsonl@0")
+    stop = next(s for s in found.generations[0].stops if s.step == step)
+    assert (stop.state, stop.reason) == ("cannot tell", "parts/texts-000000.json is missing")
+    text = " ".join(shown(workdir, "texts:texts.jsonl@0").split())
+    if step == "tokenize":
+        assert str(path.relative_to(workdir)) in found.uses_unknown
+        assert "cannot be told" in text
+        assert f"Check: calumma verify '{workdir}'" in text
+        assert "No packed sequence holds it" not in text
+    else:
+        assert found.uses == one(mixed.workdir, "texts:texts.jsonl@0").uses, "later parts know"
+    assert one(workdir, "texts:texts.jsonl@0").uses_unknown == found.uses_unknown
+    stops = one(mixed.workdir, f"photos:{_offset_key(mixed, data_run.TINY)}").generations[0].stops
+    assert "cannot tell" not in {s.state for s in stops}, "what was kept back before is not looked for"
+
+
+def _offset_key(run: DataRun, number: int) -> str:
+    return f"list.jsonl@{_offset(run, number)}"
+
+
+def test_a_part_of_scan_without_its_manifest_is_named(mixed: DataRun, tmp_path: Path) -> None:
+    workdir = Path(shutil.copytree(mixed.workdir, tmp_path / "work"))
+    (path,) = workdir.glob("scan/*/parts/texts-000000.json")
+    path.unlink()
+    with pytest.raises(StoreError, match="may be in texts-000000: that cannot be told.*manifests .* are missing"):
+        trace(addresses_of(workdir), "texts:texts.jsonl@0")

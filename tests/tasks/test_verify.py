@@ -212,3 +212,26 @@ def test_a_step_under_way_is_looked_at_as_far_as_it_is(workdir: Path) -> None:
     with pytest.raises(RecipeError, match="--step nothing: no such step"):
         damage(workdir, step="nothing")
     assert repair.repair(addresses_of(workdir), []) == []
+
+
+@pytest.mark.parametrize(
+    ("step", "part", "source"),
+    [("tokenize", "talks-000000", "talks"), ("mix", "stages-stage-1-000000", None)],
+)
+def test_data_whose_manifest_is_missing_are_no_leftovers(
+    workdir: Path, step: str, part: str, source: str | None
+) -> None:
+    find(workdir, f"{step}/*/parts/{part}.json").unlink()
+    found = damage(workdir)
+    assert brief(found) == [(step, part, f"{part}.json", "missing")]
+    assert verify(addresses_of(workdir), processes=1).leftovers == []
+    assert f"{step} {part}: the part's manifest is missing" in shown(workdir, found)
+    assert "killed run" not in shown(workdir, found)
+    if source is not None:
+        assert brief(verify(addresses_of(workdir), source=source, processes=1).damage) == brief(found)
+
+
+def test_a_printed_command_can_be_copied(workdir: Path) -> None:
+    moved = workdir.rename(workdir.parent / "a work folder")
+    (find(moved, "encode/*/parts") / "words-000009.parquet").write_bytes(b"of a killed writer")
+    assert f"calumma clean '{moved}' --yes" in shown(moved, [])

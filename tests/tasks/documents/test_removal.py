@@ -3,14 +3,20 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.errors import SourceError
+from infra.store.tables import read_table
+from tasks.context import StepContext
 from tasks.documents import removal
+from tasks.documents import run as documents
 from tasks.documents.config import RemovalConfig
 from tasks.documents.removal import Removal
+from tasks.scan.tables import KEPT, SCAN
+from tests.tasks import data_run
 
 ID, SHA = bytes(range(16)), bytes(range(32, 64))
 
@@ -26,10 +32,12 @@ def test_ids_pictures_and_urls_are_covered_and_nothing_else(tmp_path: Path) -> N
 
     {SHA.hex()}
     https://example.org/a.png#here  # a picture
+    https://example.org/t.png	# after a tab
     http://example.org/b c.png
     """
     found = load(tmp_path, text)
-    assert len(found) == 4
+    assert len(found) == 5
+    assert found.covers(bytes(16), [(bytes(32), "https://example.org/t.png")])
     assert found.covers(ID)
     other = bytes(16)
     assert not found.covers(other)
@@ -80,3 +88,27 @@ def test_every_entry_is_found_also_with_zeros_at_its_end(ids: set[bytes], pictur
     assert all(found.covers(i) for i in ids)
     assert all(found.covers(b"?" * 16, [(p, "")]) for p in pictures)
     assert found.covers(other) == (other in ids)
+
+
+def test_what_equals_a_listed_sample_goes_with_it(tmp_path: Path) -> None:
+    """A twin that select dropped may be the one whose id or URL somebody knows."""
+    run = data_run.make(tmp_path, "tokenize")
+    before = run.context("tokenize").manifest("tokenize").rows["photos"]
+    table = pa.concat_tables(
+        read_table(run.context("scan").store().get(f"parts/{p}.parquet"), SCAN, p)
+        for p in run.context("scan").manifest("scan").parts
+        if p.startswith("photos")
+    )
+    kept = [r for r in table.to_pylist() if r["state"] == KEPT]
+    (first, second) = next([a, b] for a in kept for b in kept if a["content"] == b["content"] and a["row"] < b["row"])
+    encode = sorted((run.workdir / "encode").iterdir())
+    for listed in (first, second):
+        (tmp_path / "gone.txt").write_text(f"{listed['sample_id'].hex()}\n{'0' * 32}\n")
+        recipe = run.recipe.model_copy(update={"removal": RemovalConfig(list=str(tmp_path / "gone.txt"))})
+        context = StepContext(recipe, str(run.workdir), "tokenize")
+        documents.run(context, workers=0)
+        done = context.manifest("tokenize")
+        assert done.rows["photos"].removed == {"gone.txt": 1}
+        assert done.rows["photos"].out == before.out - 1
+        assert done.facts["removal"] == {"entries": 2, "entries_that_name_nothing": 1}
+    assert sorted((run.workdir / "encode").iterdir()) == encode, "nothing is encoded again"

@@ -7,7 +7,7 @@ import math
 import pytest
 from PIL import Image
 
-from tasks.report.html import count, duration, number, percent, png_uri, size, uri
+from tasks.report.html import count, duration, number, percent, png_uri, uri
 
 
 @pytest.mark.parametrize(
@@ -24,8 +24,6 @@ from tasks.report.html import count, duration, number, percent, png_uri, size, u
         (number(None), "–"),
         (number(0.012345), "0.0123"),
         (number(12345.6), "12,346"),
-        (size(999), "999 B"),
-        (size(4_200_000), "4.2 MB"),
     ],
 )
 def test_figures_in_words(shown: str, expected: str) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def as_candidates(samples: Sequence[Sample]) -> Candidates:
 
 def fates(parts: Sequence[tuple[int, Sequence[Sample]]], config: SelectConfig = ALL) -> dict[int, int]:
     """By id, of parts given with their generation."""
-    with duplicates(config) as found:
+    with tempfile.TemporaryDirectory() as folder, duplicates(config, Path(folder)) as found:
         ranges = [found.add(as_candidates(samples), retry) for retry, samples in parts]
         found.decide("s")
         chosen: dict[int, int] = {}

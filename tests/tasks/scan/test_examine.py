@@ -180,20 +180,23 @@ def test_tokens_are_their_ids() -> None:
 
 
 def test_a_document_may_stay_without_pictures_that_are_missing_or_unreadable() -> None:
-    images = (RawImage("a", None, error="read-error"), RawImage("b", png(), "http://b"), RawImage("c", b"no picture"))
+    images = (RawImage("a", None), RawImage("b", png(), "http://b"), RawImage("c", b"no picture"))
     whole = document(*(Segment(image=n) for n in (2, 1, 0)), Segment("text"), images=images)
-    assert look(whole, "interleaved").reason == "read-error"
+    assert look(whole, "interleaved").reason == "missing-image"
     found = look(whole, "interleaved", {"missing_images": "drop"})
     assert (found.state, found.dropped, [i.url for i in found.images]) == ("kept", (0, 2), ["http://b"])
     rest = document(Segment(image=0), Segment("text"), images=images[1:2])
     assert without_images(whole, found.dropped) == rest
     assert found.content == look(rest, "interleaved").content
+    passing = document(Segment(image=0), Segment("text"), images=(RawImage("a", None, error="read-error"),))
+    lost = look(passing, "interleaved", {"missing_images": "drop"})
+    assert (lost.state, lost.reason) == ("quarantined", "read-error"), "tomorrow it would be another document"
     empty = document(Segment(image=0), images=images[:1])
     assert look(empty, "interleaved", {"missing_images": "drop"}).reason == "empty"
     answer = document(Segment("q", role="user"), Segment(image=0, role="assistant"), images=images[:1])
-    assert look(answer, "messages", {"missing_images": "drop"}).reason == "read-error"
+    assert look(answer, "messages", {"missing_images": "drop"}).reason == "missing-image"
     alone = RawSample("k", "f", 1, captions=("x",), images=images[:1])
-    assert look(alone, "pairs", {"missing_images": "drop"}).reason == "read-error"
+    assert look(alone, "pairs", {"missing_images": "drop"}).reason == "missing-image"
 
 
 @given(st.lists(st.one_of(st.none(), st.integers(0, 5)), max_size=8), st.sets(st.integers(0, 5)))

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from infra.errors import RecipeError, SourceError
+from tasks.encode.decode import ImageError
 from tasks.scan import scorers as module
 from tasks.scan.config import ScorerConfig
 from tasks.scan.facts import Finding
@@ -121,6 +122,26 @@ def test_what_is_wrong_with_a_scorer_stops_the_step(tmp_path: Path) -> None:
         Scorers([config(tmp_path, weights=None)], tmp_path)
     with pytest.raises(RecipeError, match=r"scan\.scorers\.bright\.type: 'nsfv' cannot be imported"):
         Scorers([config(tmp_path, type="nsfv")], tmp_path)
+
+
+def test_a_picture_that_cannot_be_decoded_again_costs_its_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode = Pictures.open
+
+    def sometimes(self: Pictures, raw: RawImage) -> Image.Image:
+        if raw.name == "7.png":
+            raise ImageError("memory", "no room for it")
+        return decode(self, raw)
+
+    monkeypatch.setattr(Pictures, "open", sometimes)
+    monkeypatch.setattr(module, "BATCH", 2)
+    images = (grey(0), grey(7), grey(255))
+    document = RawSample("k", "f", 1, segments=tuple(Segment(image=n) for n in range(3)), images=images)
+    found = look([config(tmp_path, min=-1)], tmp_path, [pair(255), document, pair(7), pair(0)])
+    assert [f.state for f in found] == ["kept", "quarantined", "quarantined", "kept"]
+    assert {(f.reason, f.message) for f in found[1:3]} == {("memory", "7.png: no room for it")}
+    assert [f.scores for f in found] == [(("bright", 2.0),), (), (), (("bright", 0.0),)]
 
 
 def test_a_finding_takes_all_scores_and_the_first_reason() -> None:
