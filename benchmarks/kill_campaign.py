@@ -14,6 +14,7 @@ closed.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import shutil
@@ -38,13 +39,14 @@ from benchmarks.stores import PHASES, check, committed, ledger, stored
 from infra.errors import CalummaError
 from infra.home import local_side
 from infra.prefect_local import end_prefect, start_prefect, wait_for_prefect
+from infra.processes import MARK
 from infra.ray_local import end_ray
 from infra.store.commit import PARTS
 from tasks.fingerprint import fingerprints, folder_of
 from tasks.recipe import load_recipe
 
 TOKENIZERS = ("image-tokenizer", "text-tokenizer")
-VICTIMS = {"driver": ("tasks.job",), "worker": ("ray::_Committer",), "raylet": ("raylet/raylet",), "flow": ()}
+VICTIMS = {"driver": ("tasks.job",), "worker": ("ray::Committer",), "raylet": ("raylet/raylet",), "flow": ()}
 DEADLINE_S = 600
 BROKEN = """
 import os, time
@@ -73,6 +75,8 @@ class Outcome:
     """Whether a part lay there with data and no manifest (or the reverse) when the process was killed."""
     committed: int
     """Parts that were committed before the kill, over all phases."""
+    struck: bool = False
+    """Whether the phase was still going on; a kill that came too late shows nothing, and is tried again."""
     seconds: float = 0.0
     faults: list[str] = field(default_factory=list)
 
@@ -115,12 +119,17 @@ class Campaign:
                 hook = self.root / "broken"
                 hook.mkdir(exist_ok=True)
                 (hook / "sitecustomize.py").write_text(BROKEN)
-                self.environment["PYTHONPATH"] = str(hook)
+                before_it = os.environ.get("PYTHONPATH")
+                self.environment["PYTHONPATH"] = f"{hook}{os.pathsep}{before_it}" if before_it else str(hook)
             outcomes = []
             for number in range(runs):
-                outcome = self.killed_run(number, measure, before)
+                for _ in range(3):
+                    outcome = self.killed_run(number, measure, before)
+                    if outcome.struck or outcome.faults:
+                        break
                 outcomes.append(outcome)
                 how = "between data and manifest" if outcome.between else "at a random moment"
+                how += "" if outcome.struck else ", too late"
                 print(
                     f"{number + 1:>3} {outcome.victim} in {outcome.phase} {how}, {outcome.committed} parts committed, "
                     f"{outcome.seconds:.0f} s: {'; '.join(outcome.faults) or 'equal'}",
@@ -130,8 +139,8 @@ class Campaign:
             "runs": runs,
             "samples": rows["scan"].entered,
             "work_items": len([n for n in before if n.startswith("scan/") and n.endswith(".json") and PARTS in n]),
-            "kills_by_phase": dict(Counter(o.phase for o in outcomes)),
-            "kills_by_victim": dict(Counter(o.victim for o in outcomes)),
+            "kills_by_phase": dict(Counter(o.phase for o in outcomes if o.struck)),
+            "kills_by_victim": dict(Counter(o.victim for o in outcomes if o.struck)),
             "between_data_and_manifest": sum(o.between for o in outcomes),
             "faults": sum(bool(o.faults) for o in outcomes),
         }
@@ -152,11 +161,14 @@ class Campaign:
         outcome = Outcome(phase, victim, False, 0)
         try:
             parts = workdir / folder_of(phase, prints[phase]) / PARTS
-            moment = self.rng.randrange(20, 100)
-            wait_for(lambda: flow.poll() is not None or count(parts) >= moment, "the phase")
+            moment = self.rng.randrange(4, 120)
+            wait_for(lambda: flow.poll() is not None or count(parts) > 0, "the phase")
+            pids = processes(victim, workdir, flow)  # before the moment: looking for them takes longer than a commit
+            wait_for(lambda: flow.poll() is not None or count(parts) >= moment, "the moment")
             if between:
                 wait_for(lambda: flow.poll() is not None or half_done(parts), "a part between data and manifest", 0.0)
-            kill(victim, workdir, flow)
+            outcome.struck = bool(pids) and not (parts.parent / "manifest.json").exists()
+            kill(pids)
             outcome.between = half_done(parts)
             known = {
                 name: state for step in PHASES for name, state in committed(workdir, folder_of(step, prints[step]))
@@ -262,20 +274,32 @@ def half_done(parts: Path) -> bool:
     return data != {n.removesuffix(".json") for n in names if n.endswith(".json") and not n.startswith(".")}
 
 
-def kill(victim: str, workdir: Path, flow: subprocess.Popen[str]) -> None:
-    """SIGKILL to every process of that role of this run."""
+def processes(victim: str, workdir: Path, flow: subprocess.Popen[str]) -> list[int]:
+    """The processes of that role of this run."""
     if victim == "flow":
-        flow.send_signal(signal.SIGKILL)
-        return
-    mark = next(iter((workdir / "runs").glob("ray.json")), None)
-    words = VICTIMS[victim]
-    ray = "" if mark is None else yaml.safe_load(mark.read_text())["mark"]
+        return [flow.pid]
+    record = workdir / "runs" / "ray.json"
+    mark = json.loads(record.read_text())["mark"] if record.exists() else "none"
+    found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):
             line = " ".join(process.cmdline())
-            ours = str(workdir) in line or f"calumma-ray-{ray}" in line or process.environ().get("CALUMMA_MARK") == ray
-            if all(w in line for w in words) and ours:
-                process.kill()
+            # Ray's workers write a title over their environment and their command line; the node's folder is in both.
+            ours = str(workdir) in line or mark in line or process.environ().get(MARK) == mark or _below(process, mark)
+            if ours and all(word in line for word in VICTIMS[victim]):
+                found.append(process.pid)
+    return found
+
+
+def _below(process: psutil.Process, mark: str) -> bool:
+    return any(mark in " ".join(p.cmdline()) for p in process.parents())
+
+
+def kill(pids: list[int]) -> None:
+    """SIGKILL to all of them."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def finish(flow: subprocess.Popen[str]) -> None:

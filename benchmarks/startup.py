@@ -5,8 +5,9 @@
 What is timed is the real step ``scan`` in a process of its own (imports included), from the source's listing to the
 moment at which the first work item is opened: once with nothing done (``plan_``), once with 99% of the parts committed
 in a folder on this disk (``resume_``). The tars exist in a listing only: a file system that answers ``ls`` with 100
-folders of tars and ends the process when one is opened. ``later_`` is the same for the steps behind ``scan``, which
-read the items that it listed. Ray is not started: its few seconds do not depend on how much there is to do.
+folders of tars and ends the process when one is opened. ``later_`` is the real step ``tokenize`` up to its first part,
+with 99% done: it reads the manifests of all the parts that ``encode`` made. Ray is not started: its few seconds do not
+depend on how much there is to do.
 Memory is the process's highest resident size; ``bytes_per_item`` is what it grows by from a tenth of the items to all.
 """
 
@@ -15,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -29,6 +29,7 @@ from fsspec import AbstractFileSystem
 from benchmarks.common import emit, machine_line
 
 if TYPE_CHECKING:
+    from infra.store.manifest import FileEntry
     from tasks.context import StepContext
     from tasks.pool import PartOutput
 
@@ -69,25 +70,34 @@ class SimulatedFiles(AbstractFileSystem):  # type: ignore[misc]
 
 
 def measure(items: int, workdir: Path, step: str) -> dict[str, Any]:
-    """Runs ``scan``, or a later step over its items, up to the first item; seconds, MiB of this process, that item."""
-    from tasks.pool import run_items
+    """Runs ``scan`` or ``tokenize`` up to the first item; seconds, MiB of this process, that item."""
+    from tasks.documents import run as documents
     from tasks.scan import run as scan
-    from tasks.scan.selected import work_items
 
+    documents.DocumentMaker = _Opener  # type: ignore[assignment, misc]
     context = _context(items, workdir, step)
     started = time.perf_counter()
     try:
         if step == "scan":
             scan.run(context, workers=0)
         else:
-            run_items(context, work_items(context), _Opener, workers=0)
+            documents.run(context, workers=0)
     except FirstItem as first:
         seconds, name = time.perf_counter() - started, str(first)
-    return {"seconds": seconds, "mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "first": name}
+    return {"seconds": seconds, "mib": peak_mib(), "first": name}
+
+
+def peak_mib() -> float:
+    """The highest resident size of this process since it began to run this program, MiB.
+
+    ``getrusage`` would give that of the process that started it, where that is larger.
+    """
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM:")).split()[1]) / 1024
 
 
 class _Opener:
-    """Stands for any step's worker."""
+    """Stands for the step's worker."""
 
     def __init__(self, context: StepContext) -> None:
         pass
@@ -98,22 +108,16 @@ class _Opener:
 
 def commit_most(items: int, workdir: Path) -> int:
     """Writes what 99% of the items left behind in ``scan``'s folder: a manifest and a table (empty here) a part."""
-    from infra.store.manifest import FileEntry, PartManifest, Rows
-    from tasks.sources.base import WorkItem
+    from infra.store.manifest import FileEntry
 
     context = _context(items, workdir, "scan")
     folder = context.store().path("parts")
     folder.mkdir(parents=True, exist_ok=True)
     empty = folder
     count = int(items * SHARE_DONE)
-    rows = Rows(entered=SAMPLES_PER_TAR, out=SAMPLES_PER_TAR - 100, quarantined={"truncated": 60, "bad-json": 40})
     for index in range(count):
-        part = WorkItem("web", index, {}).part
-        file = FileEntry(name=f"{part}.parquet", bytes=0, sha256="0" * 64)
-        manifest = PartManifest(
-            step="scan", fingerprint=context.fingerprint, part=part, source="web", rows=rows, files=[file]
-        )
-        (folder / f"{part}.json").write_bytes(manifest.dump())
+        file = FileEntry(name=f"{part_name(index)}.parquet", bytes=0, sha256="0" * 64)
+        _write_part(folder, context, index, [file])
         if index % MOST_LINKS == 0:
             empty = folder / file.name
             empty.touch()
@@ -122,12 +126,43 @@ def commit_most(items: int, workdir: Path) -> int:
     return count
 
 
+def part_name(index: int) -> str:
+    """The part that a work item becomes."""
+    from tasks.sources.base import WorkItem
+
+    return WorkItem("web", index, {}).part
+
+
+def _write_part(folder: Path, context: StepContext, index: int, files: list[FileEntry]) -> None:
+    from infra.store.manifest import PartManifest, Rows
+
+    rows = Rows(entered=SAMPLES_PER_TAR, out=SAMPLES_PER_TAR - 100, quarantined={"truncated": 60, "bad-json": 40})
+    part = part_name(index)
+    manifest = PartManifest(
+        step=context.step, fingerprint=context.fingerprint, part=part, source="web", rows=rows, files=files
+    )
+    (folder / f"{part}.json").write_bytes(manifest.dump())
+
+
 def hand_on(items: int, workdir: Path) -> None:
-    """Gives ``select`` the parts that ``scan`` has: which ones are done is known by their names."""
-    done = _context(items, workdir, "scan").store().path("parts")
-    later = _context(items, workdir, "select").store().path("parts")
-    later.parent.mkdir(parents=True, exist_ok=True)
-    done.rename(later)
+    """Makes of ``scan``'s parts a finished ``encode`` (the rest is added) and a ``tokenize`` that has 99% done."""
+    from infra.store.manifest import StepManifest
+
+    done, encode = _context(items, workdir, "scan").store().path("parts"), _context(items, workdir, "encode")
+    parts, made = encode.store().path("parts"), _context(items, workdir, "tokenize").store().path("parts")
+    parts.parent.mkdir(parents=True)
+    made.mkdir(parents=True)
+    done.rename(parts)
+    for file in parts.iterdir():
+        if file.suffix == ".json":
+            os.link(file, made / file.name)
+        else:
+            file.rename(made / file.name)
+    for index in range(int(items * SHARE_DONE), items):
+        _write_part(parts, encode, index, [])
+    names = [part_name(index) for index in range(items)]
+    manifest = StepManifest(step="encode", fingerprint=encode.fingerprint, parts=names)
+    encode.store().put("manifest.json", manifest.dump())
 
 
 def _context(items: int, workdir: Path, step: str) -> StepContext:
@@ -162,7 +197,7 @@ def run(items: int) -> dict[str, float]:
             done = commit_most(size, workdir)
             found["resume"] = _in_a_process(size, workdir, "scan")
             hand_on(size, workdir)
-            found["later"] = _in_a_process(size, workdir, "select")
+            found["later"] = _in_a_process(size, workdir, "tokenize")
             if found["later"]["first"] != f"web-{done:06d}" or found["resume"]["first"] == found["plan"]["first"]:
                 raise SystemExit(f"with {done:,} parts done a step did not go on behind them: {found}")
             print(f"{size:,} work items, {done:,} of them done when the step goes on:")
@@ -194,7 +229,7 @@ def main(argv: list[str] | None = None) -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--json", action="store_true", help="end with the figures as one line of JSON")
     options.add_argument("--items", type=int, default=100_000, help="work items, a multiple of 1,000")
-    options.add_argument("--measure", choices=("scan", "select"), help=argparse.SUPPRESS)
+    options.add_argument("--measure", choices=("scan", "tokenize"), help=argparse.SUPPRESS)
     options.add_argument("--workdir", type=Path, help=argparse.SUPPRESS)
     args = options.parse_args(argv)
     if args.measure:

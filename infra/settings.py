@@ -21,12 +21,14 @@ class ResourcesConfig(Config):
     data_gpus: float = Field(default=0, ge=0)
     """GPUs of each actor that encodes pictures, or scores them; 0: it works on CPUs. Below 1, actors share one."""
     data_accelerator: str | None = None
-    """Ray accelerator type that these actors need, e.g. ``A100``; None: any."""
+    """Ray accelerator type that those of them with GPUs need, e.g. ``A100``; None: any. Those without run anywhere."""
     decode_threads: int | None = Field(default=None, ge=0)
     """Threads of an encoding actor that decode pictures while it encodes others; 0: it reads, decodes and encodes in
     turn. None: 0 on CPUs, which the encoder keeps busy alone; on a GPU as many as ``data_cpus``, at least 2."""
     stall_s: float = Field(default=3600, gt=0)
     """When no work item has finished for this long, progress says so."""
+    max_quarantined: float = Field(default=1.0, gt=0, le=1)
+    """A step stops when a larger share of a source's rows could not be read; 1: never. Counts from 100 rows on."""
     train_workers: int = Field(default=2, ge=1)
     train_cpus: float = Field(default=0.9, gt=0)
     accelerator: str | None = None

@@ -21,6 +21,10 @@ READ_BACK = 2000
 """When a step goes on, up to so many finished parts are counted exactly, by their manifests; more by their number."""
 
 
+LIMIT_FROM = 100
+"""Rows of a source from which on a share of them says something."""
+
+
 @dataclass(frozen=True, slots=True)
 class PartOutput:
     """What one work item became. ``files`` are named relative to ``parts/`` and start with the part's name."""
@@ -52,6 +56,9 @@ class Committer:
     def __init__(self, context: StepContext, worker: Callable[[StepContext], Worker]) -> None:
         self._context, self._make = context, worker
         self._worker: Worker | None = None
+
+    def ping(self) -> None:
+        """Answers: an actor that does is on a machine."""
 
     def process(self, item: Any) -> PartManifest:
         if self._worker is None:  # not in __init__: an actor that fails there only tells that it died
@@ -107,6 +114,7 @@ def run_items(
         from tasks.actors import run_on_actors  # here, so that pure uses of this module need no Ray
 
         run_on_actors(context, Committer, worker, todo, size, gpus, tally.add, tally.note)
+        store.sweep("parts")  # what actors left aside that were killed in the middle of a file
     return names
 
 
@@ -125,6 +133,7 @@ class _Tally:
         self._total = parts if total is None else total
         self._done = 0.0
         self._quarantined = 0
+        self._rows: dict[str, Rows] = {}
 
     def resume(self, finished: AbstractSet[str]) -> None:
         """Counts what is committed already: by its manifests where they are few, else as its share of the parts."""
@@ -148,6 +157,16 @@ class _Tally:
     def _count(self, manifest: PartManifest) -> None:
         self._done += self._weight(manifest)
         self._quarantined += sum(manifest.rows.quarantined.values())
+        total = self._rows.get(manifest.source, Rows()) + manifest.rows
+        self._rows[manifest.source] = total
+        lost, limit = sum(total.quarantined.values()), self._context.recipe.resources.max_quarantined
+        if total.entered >= LIMIT_FROM and lost > limit * total.entered:
+            classes = ", ".join(f"{n:,} {error}" for error, n in sorted(total.quarantined.items(), key=lambda e: -e[1]))
+            raise StepFailed(
+                f"step {self._context.step}: {lost:,} of the first {total.entered:,} rows of source {manifest.source} "
+                f"are in quarantine ({classes}), more than resources.max_quarantined = {limit:g} allows. See why with "
+                f"calumma ledger {self._context.root} --quarantine; then mend the source or raise the limit."
+            )
 
     def _report(self, **more: Any) -> None:
         done = min(self._done, self._total)  # a share of the parts may have been a little too much

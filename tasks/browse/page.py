@@ -8,11 +8,13 @@ from typing import Any
 import jinja2
 
 from infra.errors import RecipeError
+from infra.words import size_in_words
 from tasks.addresses import Addresses
 from tasks.browse.contents import BROWSABLE, PartView, chosen_parts, ledger_lines
 from tasks.browse.decoder import Decoder
 from tasks.ledger import check_ledger
-from tasks.report.html import count, size
+from tasks.report.html import count
+from tasks.scan.facts import storable
 
 FOLDER = Path(__file__).resolve().parent
 
@@ -62,7 +64,10 @@ def browse(
 
 
 def render(data: dict[str, Any]) -> str:
-    """The page. Every text is escaped by the template engine; an unknown name in the template is an error."""
+    """The page. Every text is escaped by the template engine; an unknown name in the template is an error.
+
+    Texts as sources have them may hold what UTF-8 cannot (half a surrogate pair): the page shows it as an escape.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(FOLDER),
         autoescape=True,
@@ -70,6 +75,6 @@ def render(data: dict[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"count": count, "size": size}
+    environment.filters |= {"count": count, "size": size_in_words}
     environment.globals["style"] = (FOLDER / "browse.css").read_text(encoding="utf-8")
-    return environment.get_template("browse.html.j2").render(data)
+    return storable(environment.get_template("browse.html.j2").render(data))

@@ -64,6 +64,8 @@ def run(context: StepContext, workers: int | None = None) -> None:
     for packing in packings:
         store.sweep(f"{PARTS}/{packing.store}")
     parts = run_items(context, items, SequenceWriter, workers=workers, unit="files")
+    for packing in packings:  # again: a worker may have been killed in the middle of a file
+        store.sweep(f"{PARTS}/{packing.store}")
     written = [load_part(store, part) for part in parts]
     made = {p.store: _packed(p, [m for m in written if m.source == p.store], context) for p in packings}
     plan = Plan(

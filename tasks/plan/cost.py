@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from infra.words import size_in_words
 from tasks.plan.data import BYTES_A_TOKEN, SourceSize, source_sizes
 from tasks.plan.rates import Rates
 from tasks.recipe import Recipe
@@ -68,8 +69,8 @@ def _data(recipe: Recipe, sources: tuple[SourceSize, ...], rates: Rates) -> tupl
         Line(
             "scan",
             "hash, measure, filter",
-            f"{pictures:,} pictures / {rates.scan.value:,.0f} + {_bytes(text)} / {_bytes(rates.scan_text.value)} "
-            "a s and core",
+            f"{pictures:,} pictures / {rates.scan.value:,.0f} + {size_in_words(text)} / "
+            f"{size_in_words(rates.scan_text.value)} a s and core",
             *_core_hours(pictures / rates.scan.value + text / rates.scan_text.value, rates),
         ),
         Line(
@@ -91,20 +92,22 @@ def _data(recipe: Recipe, sources: tuple[SourceSize, ...], rates: Rates) -> tupl
             f"{recipe.mix.tokens:,} tokens / {_short(rates.pack.value)} a s and core",
             *_core_hours(recipe.mix.tokens / rates.pack.value, rates),
         ),
-        Line("encode", "codes", f"{pictures:,} pictures × {codes:,} codes × 2 B", _bytes(2 * codes * pictures)),
+        Line("encode", "codes", f"{pictures:,} pictures × {codes:,} codes × 2 B", size_in_words(2 * codes * pictures)),
         Line(
             "encode",
             "sample store",
             f"codes × {rates.codes_ratio.value:g} + {samples:,} samples × {rates.sample_row.value:,.0f} B + "
-            f"{_bytes(text)} of text × {rates.text_ratio.value:g}",
-            _bytes(stored),
+            f"{size_in_words(text)} of text × {rates.text_ratio.value:g}",
+            size_in_words(stored),
         ),
-        Line("tokenize", "document store", f"({pictures:,} × {codes + 2:,} + {tokens:,}) × 2 B", _bytes(documents)),
+        Line(
+            "tokenize", "document store", f"({pictures:,} × {codes + 2:,} + {tokens:,}) × 2 B", size_in_words(documents)
+        ),
         Line(
             "mix",
             "sequences",
             f"{sequences:,} × ({recipe.mix.sequence_length:,} × 2 B + 1 bit a token + 8 B / 64)",
-            _bytes(packed),
+            size_in_words(packed),
         ),
     ]
     total = sum(written.values())
@@ -112,8 +115,8 @@ def _data(recipe: Recipe, sources: tuple[SourceSize, ...], rates: Rates) -> tupl
         Line(
             "all",
             "stored for a month",
-            f"{_bytes(total)} × ${rates.stored_month.value:g} a GB",
-            f"{_bytes(total)} a month",
+            f"{size_in_words(total)} × ${rates.stored_month.value:g} a GB",
+            f"{size_in_words(total)} a month",
             total / 1e9 * rates.stored_month.value,
         )
     )
@@ -123,7 +126,8 @@ def _data(recipe: Recipe, sources: tuple[SourceSize, ...], rates: Rates) -> tupl
             Line(
                 step,
                 "requests that read",
-                f"{_bytes(size)} / {_bytes(rates.request_bytes.value)} + {parts:,} parts × 2 + lists of 1,000",
+                f"{size_in_words(size)} / {size_in_words(rates.request_bytes.value)} + {parts:,} parts × 2 "
+                "+ lists of 1,000",
                 f"{count:,}",
                 count / 1000 * rates.read_requests.value,
             )
@@ -135,7 +139,8 @@ def _data(recipe: Recipe, sources: tuple[SourceSize, ...], rates: Rates) -> tupl
             Line(
                 step,
                 "requests that write",
-                f"{_bytes(size)} / {_bytes(rates.upload_bytes.value)} + {made:,} files × (begin, end, check, manifest)",
+                f"{size_in_words(size)} / {size_in_words(rates.upload_bytes.value)} + {made:,} files "
+                "× (begin, end, check, manifest)",
                 f"{count:,}",
                 count / 1000 * rates.write_requests.value,
             )
@@ -194,7 +199,7 @@ def _training(recipe: Recipe, rates: Rates) -> tuple[Line, ...]:
             *hours(float(per_token) * recipe.mix.tokens),
         ),
         Line("pretrain", "steps", f"{recipe.pretrain.batch:,} sequences of {length:,} tokens each", f"{steps:,}"),
-        Line("pretrain", "a checkpoint", "weights, float32 weights and both moments", _bytes(checkpoint)),
+        Line("pretrain", "a checkpoint", "weights, float32 weights and both moments", size_in_words(checkpoint)),
     )
 
 
@@ -226,10 +231,3 @@ def _core_hours(seconds: float, rates: Rates) -> tuple[str, float]:
 
 def _short(n: float) -> str:
     return f"{n / 1e6:,.4g} M" if n >= 1e6 else f"{n:,.0f}"
-
-
-def _bytes(n: float) -> str:
-    for unit, size in (("PB", 1e15), ("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if n >= size:
-            return f"{n / size:,.2f} {unit}"
-    return f"{n:,.0f} B"

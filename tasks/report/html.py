@@ -11,6 +11,8 @@ from typing import Any
 import jinja2
 from PIL import Image
 
+from infra.words import size_in_words
+
 FOLDER = Path(__file__).resolve().parent
 LOSSLESS_UP_TO = 128
 """Side up to which pictures are embedded without loss, pixels."""
@@ -30,7 +32,7 @@ def render(data: dict[str, Any]) -> str:
         "percent": percent,
         "duration": duration,
         "number": number,
-        "size": size,
+        "size": size_in_words,
     }
     environment.globals["style"] = (FOLDER / "style.css").read_text(encoding="utf-8")
     return environment.get_template("report.html.j2").render(data)
@@ -77,11 +79,3 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600:,} h {whole % 3600 // 60:02d} min"
-
-
-def size(value: float) -> str:
-    """Bytes: ``1.3 kB``, ``4.2 MB``."""
-    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if value >= unit:
-            return f"{value / unit:,.3g} {name}"
-    return f"{value:,.0f} B"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import startup
+from infra.errors import StoreError
 from infra.storage import Storage
 
 
@@ -36,3 +37,22 @@ def test_nothing_is_read_before_the_first_item(tmp_path: Path) -> None:
         Storage(context.recipe.sources[0].path or "").open("000/000000.tar"),
     ):
         pass
+
+
+def test_memory_is_that_of_the_measured_process_alone(tmp_path: Path) -> None:
+    held = bytearray(800 << 20)
+    held[::4096] = b"1" * len(held[::4096])
+    assert startup.peak_mib() > 800
+    assert startup._in_a_process(1000, tmp_path, "scan")["mib"] < 700
+
+
+def test_the_later_step_reads_what_encode_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tasks.documents import run as documents
+
+    monkeypatch.setattr(documents, "DocumentMaker", documents.DocumentMaker)  # put back in the end
+    done = startup.commit_most(1000, tmp_path)
+    startup.hand_on(1000, tmp_path)
+    assert startup.measure(1000, tmp_path, "tokenize")["first"] == startup.part_name(done)
+    (startup._context(1000, tmp_path, "encode").store().path("parts") / f"{startup.part_name(5)}.json").unlink()
+    with pytest.raises(StoreError, match=startup.part_name(5)):
+        startup.measure(1000, tmp_path, "tokenize")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,8 @@ def test_trace(run: DataRun, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "licence CC BY 4.0" in flat(result)
     assert len(list((tmp_path / "originals").iterdir())) == 1
+    narrow = CliRunner(env={"COLUMNS": "40"}).invoke(app, ["trace", str(run.workdir), "photos:list.jsonl@0"])
+    assert re.search(r"(?m)^  sha256 [0-9a-f]{64}$", narrow.output)
     result = call("trace", run.workdir, "nothing-of-that-name")
     assert result.exit_code == 1
     assert "error: nothing-of-that-name: no such sample" in flat(result)
@@ -81,7 +84,11 @@ def test_clean_asks_first(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "Nothing was touched: add --yes" in flat(result)
     assert old.exists()
-    assert "Removed 1 B (1 bytes) in 1 files" in flat(call("clean", run.workdir, "--yes"))
+    result = call("clean", run.workdir, "--yes")
+    assert result.exit_code == 1, "encode is not done yet, and this may be what there is of it"
+    assert "add --force" in flat(result)
+    assert old.exists()
+    assert "Removed 1 B (1 bytes) in 1 files" in flat(call("clean", run.workdir, "--yes", "--force"))
     assert not old.exists()
     assert "Nothing to remove" in flat(call("clean", run.workdir, "--yes"))
 
@@ -91,6 +98,31 @@ def test_browse(run: DataRun, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "open it in a browser" in flat(result)
     assert "3 of 6 samples" in (tmp_path / "x.html").read_text()
+
+
+def test_what_utf_8_cannot_hold_is_printed_and_written_as_an_escape(tmp_path: Path) -> None:
+    lone = r'{"text": "\ud800 lone, é"}'
+    run = data_run.make(tmp_path, "encode", more_texts=[lone])
+    page = tmp_path / "x.html"
+    result = call("browse", run.workdir, "--step", "scan", "--part", "texts-000003", "--out", page)
+    assert result.exit_code == 0, result.output
+    assert "\\ud800 lone, é" in page.read_text(encoding="utf-8")
+    key = f"texts:texts.jsonl@{(tmp_path / 'texts.jsonl').stat().st_size - len(lone.encode()) - 1}"
+    for charset, text in (("utf-8", "\\ud800 lone, é"), ("ascii", "\\ud800 lone, \\xe9")):
+        result = CliRunner(charset=charset, env={"COLUMNS": "80"}).invoke(app, ["trace", str(run.workdir), key])
+        assert result.exit_code == 0, result.output
+        assert text in flat(result)
+
+
+def test_a_page_that_fails_leaves_the_earlier_one(
+    run: DataRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "x.html"
+    page.write_text("earlier")
+    monkeypatch.setattr("tasks.browse.page.browse", lambda *_: "half a page \ud800")
+    assert call("browse", run.workdir, "--out", page).exit_code == 1
+    assert page.read_text() == "earlier"
+    assert [p.name for p in tmp_path.iterdir()] == ["x.html"]
 
 
 @pytest.mark.parametrize("command", ["ledger", "verify", "clean", "browse"])
