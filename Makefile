@@ -1,4 +1,4 @@
-# make demo   the whole pipeline on the embedded data set, at most ten minutes on two cores
+# make demo   the whole pipeline on the embedded data set, some ten minutes on two cores with bf16
 # make test   every test, unit and integration
 # make lint   ruff and mypy in strict mode
 PYTHON ?= python3

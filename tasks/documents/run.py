@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from infra.errors import SourceError
-from infra.store.commit import load_parts, own_retries, retry_of
+from infra.store.commit import entry, load_parts, own_retries, retry_of
 from infra.store.documents import DOCUMENTS
-from infra.store.manifest import PartManifest, Rows
+from infra.store.manifest import FileEntry, PartManifest, Rows
 from infra.store.samples import QUARANTINE, SAMPLES
 from infra.store.tables import read_table, write_table
 from tasks.context import StepContext
@@ -32,7 +32,10 @@ if TYPE_CHECKING:
 
 
 REMOVED = "removed.contents"
-"""In the step's folder, where there is a removal list: content hashes of what it names, 32 bytes each, sorted."""
+"""In the step's folder, where there is a removal list: content hashes of what it names, 32 bytes each, sorted.
+
+A retry has one of its own, ``removed.r1.contents``: by then the list may reach more.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +76,8 @@ class DocumentMaker:
 
     @cached_property
     def _removed_contents(self) -> frozenset[bytes]:
-        data = self._context.store().get(REMOVED) if self._context.recipe.removal.list is not None else b""
+        context = self._context
+        data = context.store().get(_removed_name(context)) if context.recipe.removal.list is not None else b""
         return frozenset(data[n : n + 32] for n in range(0, len(data), 32))
 
     def _gone(self, part: str) -> set[bytes]:
@@ -138,7 +142,7 @@ class DocumentMaker:
 def run(context: StepContext, workers: int | None = None) -> None:
     """Makes the document store and commits the step; ``workers`` 0: in this process, without Ray."""
     samples = context.manifest("encode")
-    removal = _reach(context)
+    files, removal = _reach(context)
     # The step itself leaves out what a retry added to it; everything else that encode holds is its own.
     added = own_retries(context.store())
     wanted = [
@@ -154,7 +158,7 @@ def run(context: StepContext, workers: int | None = None) -> None:
         context, items, DocumentMaker, workers=workers, unit="samples", weight=lambda m: m.rows.entered, total=total
     )
     sources = by_source(load_parts(context.store(), context.parts(parts)))
-    context.finish(parts=parts, facts={"sources": sources, **removal})
+    context.finish(parts=parts, files=files, facts={"sources": sources, **removal})
 
 
 def _scanned(context: StepContext, part: str, columns: list[str]) -> pa.Table:
@@ -162,17 +166,22 @@ def _scanned(context: StepContext, part: str, columns: list[str]) -> pa.Table:
     return read_table(store.get(name), SCAN, store.url(name), columns)
 
 
-def _reach(context: StepContext) -> dict[str, Any]:
-    """Writes the contents that a removal list names into the step's folder; what of the list was found, as facts."""
+def _removed_name(context: StepContext) -> str:
+    return REMOVED.replace(".", f".r{context.retry}.") if context.retry else REMOVED
+
+
+def _reach(context: StepContext) -> tuple[list[FileEntry], dict[str, Any]]:
+    """Writes the contents that a removal list names into the step's folder: the file, and as facts what was found."""
     if context.recipe.removal.list is None:
-        return {}
+        return [], {}
     removal = Removal.load(context.recipe.removal, context.recipe.folder)
     reach, parts = Reach(removal), context.manifest("scan").parts
     for number, part in enumerate(parts, 1):
         reach.add(_scanned(context, part, ["sample_id", "content", "images"]))
         context.progress.update(number, len(parts), "parts", note="looking for what is removed")
-    context.store().put(REMOVED, b"".join(sorted(reach.contents)))
-    return {"removal": {"entries": len(removal), "entries_that_name_nothing": reach.unmatched}}
+    name, data = _removed_name(context), b"".join(sorted(reach.contents))
+    context.store().put(name, data)
+    return [entry(name, data)], {"removal": {"entries": len(removal), "entries_that_name_nothing": reach.unmatched}}
 
 
 def by_source(parts: Iterable[PartManifest]) -> dict[str, dict[str, int]]:

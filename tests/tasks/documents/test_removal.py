@@ -110,5 +110,7 @@ def test_what_equals_a_listed_sample_goes_with_it(tmp_path: Path) -> None:
         done = context.manifest("tokenize")
         assert done.rows["photos"].removed == {"gone.txt": 1}
         assert done.rows["photos"].out == before.out - 1
+        named = [file.name for file in done.files]
+        assert named == ["removed.contents"], "verify knows it, and clean leaves it"
         assert done.facts["removal"] == {"entries": 2, "entries_that_name_nothing": 1}
     assert sorted((run.workdir / "encode").iterdir()) == encode, "nothing is encoded again"
