@@ -219,8 +219,8 @@ def main(argv: list[str] | None = None) -> None:
     """Entry point."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--json", action="store_true", help="end with the figures as one line of JSON")
-    options.add_argument("--rounds", type=int, default=5, help="of each side, in turn")
-    options.add_argument("--large-rounds", type=int, default=3)
+    options.add_argument("--rounds", type=int, default=5, help="of each side, in turn; 0: leave the small encoder out")
+    options.add_argument("--large-rounds", type=int, default=3, help="0: leave Chameleon's encoder out")
     options.add_argument("--pictures", type=int, default=6144, help="for the small encoder; 0: leave it out")
     options.add_argument("--large-pictures", type=int, default=12, help="for Chameleon's encoder; 0: leave it out")
     options.add_argument("--items", type=int, default=12, help="work items that the pictures of a round are in")
@@ -237,10 +237,10 @@ def main(argv: list[str] | None = None) -> None:
     print(machine_line())
     figures: dict[str, float] = {}
     with _ray(args.workers, int(args.device == "cuda")):
-        if args.pictures:
+        if args.pictures and args.rounds:
             small = compare("small", SMALL, args.pictures, args.items, args.batch, 256, args.rounds, args)
             figures |= small
-        if args.large_pictures:
+        if args.large_pictures and args.large_rounds:
             count, rounds = args.large_pictures, args.large_rounds
             items = max(1, min(args.items // 2, count))
             large = compare("chameleon", CHAMELEON, count, items, args.large_batch, None, rounds, args)
