@@ -29,6 +29,8 @@ from tasks.recipe import Recipe
 
 POLL_S = 0.25
 LOOK_S = 3.0
+AGAIN_S = 1.0
+"""Between two tries to submit a job to a Ray that has just started and says "try again later"."""
 JOB_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",  # with several processes a core, more threads only spin
     "TOKENIZERS_PARALLELISM": "false",
@@ -36,6 +38,10 @@ JOB_ENVIRONMENT = {
 """What every job inherits on a local Ray; on a cluster its image and pools decide."""
 
 Report = Callable[[dict[str, Any]], None]
+
+
+class _RayLost(Exception):
+    """The local Ray ended while it was asked to take a job."""
 
 
 @dataclass
@@ -75,7 +81,11 @@ class Cluster:
         if self._local is None or now - self._looked < LOOK_S:
             return False
         self._looked = now
-        return not self._local.alive()
+        return self.lost()
+
+    def lost(self) -> bool:
+        """Whether there is a local Ray and it no longer answers; looks at once."""
+        return self._local is not None and not self._local.alive()
 
     def close(self) -> None:
         """Ends the folder's local Ray: this run's, or what a killed run left. The caller holds the folder's lock."""
@@ -110,8 +120,10 @@ def run_job(cluster: Cluster, step: str, fingerprint: str, report: Report, retry
         prefix = f"{step}-{fingerprint}-" + (f"r{retry}-" if retry else "")
         place = ["--workdir", cluster.workdir, "--recipe", recipe_name, "--fingerprint", fingerprint]
         place += ["--retry", str(retry)] if retry else []
-        job = _attach(client, workdir, prefix) or _submit(client, cluster, workdir, step, prefix, place)
-        status = _follow(cluster, client, workdir, job, report)
+        job, status = prefix, "LOST"
+        with suppress(_RayLost):
+            job = _attach(cluster, client, workdir, prefix) or _submit(client, cluster, workdir, step, prefix, place)
+            status = _follow(cluster, client, workdir, job, report)
         if (done := load_own_manifest(store, retry)) is not None:
             return done
         record = json.loads(workdir.get_or_none(f"runs/jobs/{job}/record.json") or b"{}")
@@ -142,11 +154,17 @@ def _last_words(client: Any, job: str) -> str | None:
     return None
 
 
-def _attach(client: Any, workdir: Storage, prefix: str) -> str | None:
+def _attach(cluster: Cluster, client: Any, workdir: Storage, prefix: str) -> str | None:
     """The id of an attempt that is pending or running on this cluster: ``prefix`` and its number."""
+    try:
+        jobs = client.list_jobs()
+    except (RuntimeError, OSError) as e:
+        if cluster.lost():
+            raise _RayLost from e
+        raise ResourceError(f"Ray did not list its jobs: {str(e).splitlines()[0]}") from e
     known = [
         d
-        for d in client.list_jobs()
+        for d in jobs
         if (name := d.submission_id or "").startswith(prefix)
         and name.removeprefix(prefix).isdigit()
         and (d.metadata or {}).get("workdir") == workdir.root
@@ -165,13 +183,29 @@ def _submit(client: Any, cluster: Cluster, workdir: Storage, step: str, prefix: 
             continue
         entrypoint = shlex.join([python, "-m", "tasks.job", step, *place, "--job", job])
         metadata = {"step": step, "workdir": cluster.workdir}
+        if _taken(client, cluster, job, entrypoint, metadata):
+            return job
+    raise AssertionError("count() does not end")
+
+
+def _taken(client: Any, cluster: Cluster, job: str, entrypoint: str, metadata: dict[str, str]) -> bool:
+    """Whether Ray took the job; False if another work folder's job on the same cluster has its id.
+
+    A Ray that has just started has no agent yet to run jobs and says so; it is asked again.
+    """
+    deadline = time.monotonic() + cluster.recipe.resources.pending_deadline_s
+    for tried in count():
         try:
             client.submit_job(entrypoint=entrypoint, submission_id=job, metadata=metadata)
-        except RuntimeError as e:
-            if "already exists" in str(e):  # another work folder's job on the same cluster
-                continue
-            raise ResourceError(f"Ray did not take job {job}: {str(e).splitlines()[0]}") from e
-        return job
+            return True
+        except (RuntimeError, OSError) as e:
+            if "already exists" in str(e):
+                return tried > 0  # an earlier try's answer was lost
+            if cluster.lost():
+                raise _RayLost from e
+            if "try again later" not in str(e) or time.monotonic() > deadline:
+                raise ResourceError(f"Ray did not take job {job}: {str(e).splitlines()[0]}") from e
+        time.sleep(AGAIN_S)
     raise AssertionError("count() does not end")
 
 
