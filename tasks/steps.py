@@ -51,9 +51,10 @@ STEPS: tuple[Step, ...] = (
     Step(
         "text-tokenizer",
         "tasks.train.text_tokenizer",
-        "trains SentencePiece on the sources' texts",
+        "trains SentencePiece on the sources' texts, or imports a tokenizer",
         ("select",),
         ("text_tokenizer", "vocabulary", "seed"),
+        version=2,
     ),
     Step(
         "tokenize",
