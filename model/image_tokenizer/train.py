@@ -16,10 +16,11 @@ from torch import Tensor
 
 from infra.errors import StepFailed, StoreError
 from infra.storage import Storage
+from model.image_tokenizer.batches import Pictures
 from model.image_tokenizer.config import ImageTokenizerConfig, ImageTokenizerTraining
 from model.image_tokenizer.load import save_image_tokenizer
 from model.image_tokenizer.losses import perplexity
-from model.image_tokenizer.trainer import Pictures, Trainer
+from model.image_tokenizer.trainer import Trainer
 
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"

@@ -19,7 +19,6 @@ from model.image_tokenizer import train as train_module
 from model.image_tokenizer.config import ImageTokenizerConfig, ImageTokenizerTraining
 from model.image_tokenizer.load import WEIGHTS, load_image_tokenizer
 from model.image_tokenizer.losses import psnr
-from model.image_tokenizer.schedule import PictureOrder, learning_rate_factor
 from model.image_tokenizer.train import METRICS, remove_checkpoints, train
 from model.image_tokenizer.trainer import Trainer
 
@@ -193,27 +192,6 @@ def test_recipes_that_cannot_be_trained(pictures: npt.NDArray[np.uint8], tmp_pat
         train(CONFIG, settings(perceptual_weight=1.0), pictures, store)
     with pytest.raises(RecipeError, match=r"missing\.safetensors"):
         train(CONFIG, settings(perceptual_weight=1.0, perceptual_weights="missing.safetensors"), pictures, store)
-
-
-def test_every_epoch_shows_every_picture_once() -> None:
-    order = PictureOrder(10, 4, seed=1)
-    seen = np.concatenate([order.batch(step) for step in range(5)])
-    assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
-    assert list(seen[:10]) != list(seen[10:])
-    fresh = PictureOrder(10, 4, seed=1)
-    assert list(fresh.batch(3)) == list(order.batch(3))  # no state
-    assert sorted(PictureOrder(3, 8, 0).batch(0)[:6]) == [0, 0, 1, 1, 2, 2]
-    assert 0.3 < np.mean([order.flips(s).mean() for s in range(200)]) < 0.7
-
-
-def test_learning_rate() -> None:
-    training = settings(steps=100, warmup_steps=10)
-    rates = [learning_rate_factor(training, step) for step in range(100)]
-    assert rates[0] == pytest.approx(0.1)
-    assert max(rates) == rates[10] == 1
-    assert rates[55] == pytest.approx(0.5)
-    assert rates[99] < 0.001
-    assert learning_rate_factor(settings(schedule="constant", warmup_steps=2), 11) == 1
 
 
 def test_nothing_is_lost_between_trainer_and_file(pictures: npt.NDArray[np.uint8], tmp_path: Path) -> None:
