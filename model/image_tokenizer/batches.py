@@ -36,10 +36,12 @@ class Batch(NamedTuple):
     faces_BS4: Tensor | None = None
     """Boxes as in :data:`Boxes`, int64; None where this batch has none."""
     objects_BS4: Tensor | None = None
+    corner: tuple[int, int] = (0, 0)
+    """Row and column of the upper left corner of the square that LPIPS is taken on."""
 
     def to(self, device: torch.device) -> Batch:
-        faces, objects = (None if boxes is None else boxes.to(device) for boxes in self[1:])
-        return Batch(self.x_BCHW.to(device), faces, objects)
+        faces, objects = (None if boxes is None else boxes.to(device) for boxes in self[1:3])
+        return Batch(self.x_BCHW.to(device), faces, objects, self.corner)
 
 
 class Batches:
@@ -69,7 +71,8 @@ class Batches:
         faces, objects = (
             None if boxes is None else _boxes(boxes[indices], mirrored, side) for boxes in (self._faces, self._objects)
         )
-        return Batch(normalise(x_BCHW), faces, objects)
+        seen = min(self._training.perceptual_side or side, side)
+        return Batch(normalise(x_BCHW), faces, objects, self.order.corner(step, side - seen))
 
 
 def _boxes(boxes_BS4: Boxes, mirrored: npt.NDArray[np.bool_], side: int) -> Tensor | None:

@@ -35,6 +35,11 @@ class PictureOrder:
         """Which of them are mirrored, (batch,)."""
         return np.random.default_rng([self._seed, 1, step]).random(self._batch) < 0.5
 
+    def corner(self, step: int, room: int) -> tuple[int, int]:
+        """A row and a column from 0 to ``room``, for the whole batch of ``step``."""
+        row, column = np.random.default_rng([self._seed, 2, step]).integers(0, room + 1, 2).tolist()
+        return row, column
+
     def _epoch(self, number: int) -> npt.NDArray[np.int64]:
         if number not in self._epochs:
             self._epochs = {k: v for k, v in self._epochs.items() if k == number - 1}

@@ -46,6 +46,17 @@ def test_without_faces_sampling_changes_nothing() -> None:
     assert list(order.batch(2)) == list(PictureOrder(12, 4, 3).batch(2))
 
 
+def test_the_square_that_lpips_sees_moves_with_the_step_and_stays_inside() -> None:
+    pictures = np.zeros((12, 24, 24, 3), np.uint8)
+    batches = Batches(training(perceptual_side=16), pictures, Regions(), seed=3)
+    corners = {batches.at(step, slice(0, 4)).corner for step in range(400)}
+    assert corners == {(row, column) for row in range(9) for column in range(9)}
+    assert batches.at(7, slice(0, 2)).corner == batches.at(7, slice(2, 4)).corner  # all workers see the same
+    for side in (None, 24, 512):
+        whole = Batches(training(perceptual_side=side), pictures, Regions(), seed=3)
+        assert {whole.at(step, slice(0, 4)).corner for step in range(9)} == {(0, 0)}
+
+
 def test_boxes_are_mirrored_with_their_pictures() -> None:
     side, rng = 16, np.random.default_rng(0)
     pictures, faces = np.zeros((6, side, side, 3), np.uint8), np.zeros((6, 2, 4), np.int16)
