@@ -16,10 +16,11 @@ from infra.errors import SourceError, StepFailed
 from infra.storage import Storage
 from infra.store.commit import load_step
 from model.image_tokenizer.load import ImageTokenizer, load_image_tokenizer
+from model.processor.interleave import Interleaver, Layout
 from model.text_tokenizer.codec import TextTokenizer
 from model.transformer.load import load_transformer
 from model.transformer.model import Transformer
-from model.vocabulary import Vocabulary
+from model.vocabulary import BOS, EOS, FIRST_IMAGE_CODE, PAD, Vocabulary
 from tasks.fingerprint import fingerprints, folder_of
 from tasks.recipe import Recipe
 
@@ -42,6 +43,30 @@ class Tokenizers:
     @property
     def codes_per_image(self) -> int:
         return self.image.config.codes_per_image
+
+    def interleaver(self, transform_name: str = "reference-1") -> Interleaver:
+        """Documents and conversations to ids and back; pictures (PIL) are cropped to squares and encoded here."""
+        from tasks.encode.transforms import transform
+
+        crop, side = transform(transform_name).crop, self.image.config.resolution
+
+        def encode_images(images: list[Image.Image]) -> list[list[int]]:
+            return self.codes([Image.fromarray(crop(image.convert("RGB"), side)) for image in images])
+
+        vocabulary = self.vocabulary
+        layout = Layout(
+            bos=BOS,
+            pad=PAD,
+            eos=EOS,
+            eot=vocabulary.eot,
+            boi=vocabulary.boi,
+            eoi=vocabulary.eoi,
+            text_start=vocabulary.text_start,
+            image_codes=vocabulary.image_codes,
+            codes_per_image=self.codes_per_image,
+            first_code=FIRST_IMAGE_CODE,
+        )
+        return Interleaver(layout, self.text.encode, self.text.decode, encode_images)
 
     def pictures(self, codes: Sequence[Sequence[int]]) -> list[Image.Image]:
         """Pictures of codebook indices, RGB, at the image tokenizer's resolution."""
