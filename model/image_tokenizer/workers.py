@@ -31,6 +31,14 @@ class Workers:
         """Whether the flag is true on any worker."""
         return flag if self.world == 1 else bool(self.sum(torch.tensor(int(flag), device=self._device)) > 0)
 
+    def largest(self, number: int) -> int:
+        """The largest of all workers' numbers."""
+        if self.world == 1:
+            return number
+        found = torch.tensor(number, device=self._device)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return int(found)
+
     def gather(self, x: Tensor) -> Tensor:
         """All workers' rows in order of rank, on each; every worker must give equally many."""
         if self.world == 1:

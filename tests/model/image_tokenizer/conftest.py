@@ -1,43 +1,23 @@
-"""Weights of VGG-16 and heads, at random: which ones they are matters to one test alone."""
+"""LPIPS' weights at random, in memory and in a file."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor
 
-CHANNELS = (64, 128, 256, 512, 512)
-
-
-def vgg_layers() -> nn.Sequential:
-    """VGG-16's convolutions in torchvision's layout, written out here: its names are what is tested."""
-    layers: list[nn.Module] = []
-    width = 3
-    for item in (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M"):
-        if isinstance(item, str):
-            layers.append(nn.MaxPool2d(2))
-            continue
-        layers += [nn.Conv2d(width, item, 3, padding=1), nn.ReLU()]
-        width = item
-    return nn.Sequential(*layers)
+from tests.vgg import random_lpips
 
 
 @pytest.fixture(scope="session")
-def vgg() -> dict[str, torch.Tensor]:
-    torch.manual_seed(0)
-    layers = vgg_layers()
-    for module in layers.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight)  # with torch's own the later stages would hardly move
-    weights = {f"features.{name}": tensor for name, tensor in layers.state_dict().items()}
-    return weights | {f"lin{i}": torch.rand(1, c, 1, 1) for i, c in enumerate(CHANNELS)}
+def vgg() -> dict[str, Tensor]:
+    return random_lpips()
 
 
 @pytest.fixture(scope="session")
-def vgg_file(vgg: dict[str, torch.Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def vgg_file(vgg: dict[str, Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("weights") / "lpips.safetensors"
     save_file(vgg, path)
     return path

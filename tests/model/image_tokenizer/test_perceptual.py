@@ -20,7 +20,7 @@ from infra.errors import RecipeError
 from model.image_tokenizer import lpips_weights
 from model.image_tokenizer.lpips_weights import read_lpips_weights, weights_of_pickle
 from model.image_tokenizer.perceptual import PerceptualLoss, load_perceptual
-from tests.model.image_tokenizer.conftest import CHANNELS, vgg_layers
+from tests.vgg import CHANNELS, vgg_layers
 
 
 def test_perceptual_distance(vgg: dict[str, torch.Tensor]) -> None:
