@@ -6,6 +6,7 @@ other one, in ``bpe_json.py``, has the same attributes and methods.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,13 @@ from model.vocabulary import Vocabulary
 
 SPACE = "\u2581"
 """SentencePiece's sign for a space, inside its pieces. In text it is a character like any other."""
+
+KNOWN_WORDS = 2**16
+"""Words whose ids are kept, in some 15 MB; when there are more, it begins anew."""
+KNOWN_CHARS = 64
+"""Longer words are seldom met twice."""
+_WORDS = re.compile(" *[^ ]+| +")
+_ACROSS = re.compile(f"[^{SPACE}]{SPACE}")
 
 
 class SentencePieceBackend:
@@ -43,10 +51,30 @@ class SentencePieceBackend:
         missing = [b for b in range(256) if bytes([b]) not in byte_ids]
         if missing:
             raise StoreError(f"{where}: the model lacks {len(missing)} byte pieces; train it with byte fallback")
+        # Where no piece goes on from another character to a space, no merge does: words can be looked up one by one.
+        self._by_words = not any(_ACROSS.search(piece) for piece, _, is_byte in self.raw_pieces() if not is_byte)
+        self._known: dict[str, list[int]] = {}
         self._escaped_space = [byte_ids[bytes([b])] + vocabulary.text_start for b in SPACE.encode()]
 
     def encode(self, text: str) -> list[int]:
         """Vocabulary ids of a text without surrogates, all above ``text_start``, which is SentencePiece's <unk>."""
+        if not self._by_words:
+            return self._merged(text)
+        ids: list[int] = []
+        for word in _WORDS.findall(text):
+            known = self._known.get(word)
+            ids += self._learnt(word) if known is None else known
+        return ids
+
+    def _learnt(self, word: str) -> list[int]:
+        ids = self._merged(word)
+        if len(word) <= KNOWN_CHARS:
+            if len(self._known) >= KNOWN_WORDS:
+                self._known.clear()
+            self._known[word] = ids
+        return ids
+
+    def _merged(self, text: str) -> list[int]:
         start, encode = self.vocabulary.text_start, self._processor.encode
         # SentencePiece cannot tell U+2581 from a space: it is written as its three bytes instead.
         first, *rest = text.split(SPACE)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from infra.errors import StoreError
 from infra.storage import Storage
+from model.text_tokenizer import backends
 from model.text_tokenizer.backends import SentencePieceBackend
 from model.text_tokenizer.codec import DESCRIPTION, TextTokenizer
 from model.text_tokenizer.config import TextTokenizerConfig
@@ -110,6 +111,43 @@ def test_ids_of_any_integer_type_decode_and_what_is_no_integer_is_refused(tokeni
     for wrong in ([1.5], [float(ids[0])], ["a"], [None], [[1]]):
         with pytest.raises(TypeError):
             tokenizer.decode(wrong)  # type: ignore[arg-type]
+
+
+def test_ids_do_not_depend_on_words_being_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backends, "KNOWN_WORDS", 7)
+    tokenizer = train(CORPUS, TextTokenizerConfig(), VOCABULARY)
+    assert isinstance(tokenizer.backend, SentencePieceBackend)
+    assert tokenizer.backend._by_words
+    for text in (*CORPUS[:3], "  a  b ▁ c\n\n  d   ", "x" * 200 + " y") * 2:
+        ids = tokenizer.encode(text)
+        tokenizer.backend._by_words = False
+        assert tokenizer.encode(text) == ids
+        tokenizer.backend._by_words = True
+    assert len(tokenizer.backend._known) <= 7
+
+
+def test_a_model_whose_pieces_cross_spaces_is_merged_whole() -> None:
+    import io
+
+    import sentencepiece
+
+    sink = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["of the of the of the"] * 50),
+        model_writer=sink,
+        model_type="bpe",
+        vocab_size=300,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        split_by_whitespace=False,
+        normalization_rule_name="identity",
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
+        minloglevel=2,
+    )
+    tokenizer = TextTokenizer(SentencePieceBackend(sink.getvalue(), VOCABULARY))
+    assert any(" " in tokenizer.piece(n).strip() for n in tokenizer.encode("of the of the"))
+    assert tokenizer.decode(tokenizer.encode("of the  of the")) == "of the  of the"
 
 
 def test_half_a_surrogate_pair_becomes_the_replacement_character(tokenizer: TextTokenizer) -> None:
