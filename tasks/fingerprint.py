@@ -19,9 +19,11 @@ from tasks.recipe import Recipe
 from tasks.scan.inputs import file_bytes, identities
 from tasks.sources import open_source
 from tasks.steps import BY_NAME, STEPS, Step
+from tasks.train.foreign import import_files
 
 REMOVAL = "removal"
 IMPORTED = "file"
+IMPORT = "image_tokenizer_import"
 UNHASHED: dict[str, set[str]] = {"select": {"memory_mb"}, "text_tokenizer": {"file", "code"}}
 """Keys of a section that decide how it is worked, not what comes out, and names of files, whose content counts."""
 
@@ -51,6 +53,8 @@ def ingredients(recipe: Recipe, workdir: Storage | None = None) -> dict[str, dic
         if step.name == "text-tokenizer" and recipe.text_tokenizer.file is not None:
             imported = file_bytes(recipe.text_tokenizer.file, recipe.folder, "text_tokenizer.file")
             content[IMPORTED] = hashlib.sha256(imported).hexdigest()
+        if step.name == "image-tokenizer" and recipe.image_tokenizer_import.file is not None:
+            content[IMPORT] = import_files(recipe.image_tokenizer_import, recipe.folder).digest()
         if step.name == "report" and recipe.text_tokenizer.code:
             content["code"] = sorted(recipe.text_tokenizer.code)
         content["inputs"] = {name: fingerprint_of(found[name]) for name in step.inputs}
@@ -77,9 +81,18 @@ def imported_fingerprint(recipe: Recipe, inputs: Mapping[str, str], imported: st
     return fingerprint_of(_own_content(recipe, BY_NAME["text-tokenizer"]) | content)
 
 
+def imported_weights_fingerprint(recipe: Recipe, inputs: Mapping[str, str], digest: Mapping[str, str]) -> str:
+    """The fingerprint of ``image-tokenizer`` where it imports weights of that digest, read from these inputs."""
+    content = {IMPORT: dict(digest), "inputs": dict(inputs)}
+    return fingerprint_of(_own_content(recipe, BY_NAME["image-tokenizer"]) | content)
+
+
 def _own_content(recipe: Recipe, step: Step) -> dict[str, Any]:
     """What a step's own version and sections give to its fingerprint."""
-    sections = (s for s in step.sections if s != REMOVAL)  # which counts by what the list says
+    left_out = {REMOVAL, IMPORT}  # which count by what their files say
+    if recipe.image_tokenizer_import.file is not None:
+        left_out.add("image_tokenizer_training")
+    sections = (s for s in step.sections if s not in left_out)
     return {"step": step.name, "version": step.version} | {
         section: _plain(getattr(recipe, section), UNHASHED.get(section)) for section in sections
     }

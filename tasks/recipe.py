@@ -29,6 +29,7 @@ from tasks.encode.config import EncodeConfig, PicturesConfig
 from tasks.mix.config import FinetuneMixConfig, MixConfig
 from tasks.scan.config import ScanConfig, SelectConfig
 from tasks.sources.config import SourceConfig
+from tasks.train.config import ImageTokenizerImport
 
 BUILT_IN = Path(__file__).resolve().parent.parent / "recipes"
 
@@ -46,6 +47,7 @@ class Recipe(Config):
     pictures: PicturesConfig = PicturesConfig()
     image_tokenizer: ImageTokenizerConfig = ImageTokenizerConfig()
     image_tokenizer_training: ImageTokenizerTraining = ImageTokenizerTraining()
+    image_tokenizer_import: ImageTokenizerImport = ImageTokenizerImport()
     encode: EncodeConfig = EncodeConfig()
     text_tokenizer: TextTokenizerConfig = TextTokenizerConfig()
     mix: MixConfig

@@ -35,9 +35,9 @@ STEPS: tuple[Step, ...] = (
     Step(
         "image-tokenizer",
         "tasks.train.image_tokenizer",
-        "trains the VQ-GAN: pictures to codes and back",
+        "trains the VQ-GAN, or imports one: pictures to codes and back",
         ("select",),
-        ("image_tokenizer", "image_tokenizer_training", "pictures", "seed"),
+        ("image_tokenizer", "image_tokenizer_training", "image_tokenizer_import", "pictures", "seed"),
         version=2,
     ),
     Step(
@@ -46,7 +46,7 @@ STEPS: tuple[Step, ...] = (
         "turns every picture into codes: the sample store",
         ("select", "image-tokenizer"),
         ("encode", "pictures"),
-        version=2,
+        version=3,
     ),
     Step(
         "text-tokenizer",

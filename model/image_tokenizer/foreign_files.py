@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -118,7 +119,14 @@ def _shards(folder: Storage) -> tuple[str, ...]:
 
 
 def _sha256(folder: Storage, name: str) -> str:
-    found = hashlib.sha256()
+    info = folder.info(name)
+    return _sha256_of(folder.root, name, info.size if info else 0, info.stamp if info else "")
+
+
+@lru_cache
+def _sha256_of(root: str, name: str, size: int, stamp: str) -> str:
+    """Once a process: fingerprints are asked for often. ``size`` and ``stamp`` say which state of the file is meant."""
+    folder, found = Storage(root), hashlib.sha256()
     for chunk in _chunks(folder, name):
         found.update(chunk)
     return found.hexdigest()

@@ -21,6 +21,7 @@ from tasks.encode.transforms import Pixels
 from tasks.fingerprint import folder_of
 from tasks.progress import Progress
 from tasks.sheets import png
+from tasks.train.imported import import_image_tokenizer
 from tasks.train.launch import StopRequest, launch
 from tasks.train.pictures import FACES, HELD_OUT, OBJECTS, TRAINING, collect, discard, load_boxes, load_pictures
 from tasks.train.weights import check_weights, local_weights
@@ -49,6 +50,9 @@ def run(context: StepContext) -> None:
     from model.image_tokenizer.train import remove_checkpoints
 
     context.manifest("select")
+    if context.recipe.image_tokenizer_import.file is not None:
+        import_image_tokenizer(context)
+        return
     check_weights(context.recipe)
     collect(context)
     if not context.store().size(TRAINING):
