@@ -9,6 +9,7 @@ of what is no piece (``byte_fallback``).
 from __future__ import annotations
 
 import json
+import operator
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -29,11 +30,19 @@ class BpeJsonBackend:
     def __init__(self, data: bytes, vocabulary: Vocabulary, where: str = "text tokenizer") -> None:
         """StoreError if the data is no such file, has another layout, or could give text a control id or none."""
         self.data, self.vocabulary = data, vocabulary
+        try:
+            self._read(data, vocabulary, where)
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
+            raise StoreError(
+                f"{where}: not a tokenizer.json of the tokenizers library ({type(e).__name__}: {e})"
+            ) from e
+
+    def _read(self, data: bytes, vocabulary: Vocabulary, where: str) -> None:
         content = _parsed(data, where)
         model: dict[str, Any] = content["model"]
         ids: dict[str, int] = model["vocab"]
         found = {number: name for name, number in ids.items()}
-        found |= {int(t["id"]): str(t["content"]) for t in content.get("added_tokens") or []}
+        found |= {operator.index(t["id"]): str(t["content"]) for t in content.get("added_tokens") or []}
         _require_layout(found, vocabulary, where)
         self.names: Mapping[int, str] = {n: name for n, name in found.items() if n < vocabulary.text_start}
         start = vocabulary.text_start
@@ -81,17 +90,14 @@ _LETTERS = _byte_letters()
 
 
 def _parsed(data: bytes, where: str) -> dict[str, Any]:
-    try:
-        content = json.loads(data)
-        model = content["model"]
-        kind, vocab = model.get("type", "BPE"), model["vocab"]
-        faults = [
-            f"model.{key} is {model[key]!r}, expected none"
-            for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix")
-            if model.get(key)
-        ]
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise StoreError(f"{where}: not a tokenizer.json of the tokenizers library ({type(e).__name__}: {e})") from e
+    content: dict[str, Any] = json.loads(data)
+    model = content["model"]
+    kind, vocab = model.get("type", "BPE"), model["vocab"]
+    faults = [
+        f"model.{key} is {model[key]!r}, expected none"
+        for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix")
+        if model.get(key)
+    ]
     if kind != "BPE" or not isinstance(vocab, dict) or not vocab:
         raise StoreError(f"{where}: its model is of type {kind}; expected BPE with a vocabulary")
     unknown = {s["type"] for s in _flat(content.get("decoder"))} - _DECODERS
@@ -100,8 +106,7 @@ def _parsed(data: bytes, where: str) -> dict[str, Any]:
         faults.append("model.ignore_merges is true, by which the name of a control id in a text becomes that id")
     if faults:
         raise StoreError(f"{where}: cannot be the text tokenizer: " + "; ".join(faults))
-    found: dict[str, Any] = content
-    return found
+    return content
 
 
 def _flat(section: Any) -> Iterator[dict[str, Any]]:

@@ -41,7 +41,7 @@ def _given_back(backend: BpeJsonBackend) -> bytes:
     """
     content = json.loads(backend.data)
     plain = [
-        t for t in content.get("added_tokens") or [] if t["id"] < backend.vocabulary.text_start and not t["special"]
+        t for t in content.get("added_tokens") or [] if t["id"] < backend.vocabulary.text_start and not t.get("special")
     ]
     for token in plain:
         token["special"] = True

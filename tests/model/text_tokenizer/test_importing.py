@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import json
 import pickle
 import re
 from collections.abc import Callable
@@ -159,6 +161,35 @@ def test_what_cannot_be_the_text_tokenizer_is_refused_by_name(
 def test_what_is_no_tokenizer_json_is_refused(data: bytes) -> None:
     with pytest.raises(StoreError, match=WHERE):
         import_tokenizer(data, WHERE, SMALL)
+
+
+PLACES = [
+    (),
+    *[(key,) for key in ("model", "added_tokens", "normalizer", "pre_tokenizer", "decoder", "truncation", "version")],
+    *[("model", key) for key in ("vocab", "merges", "unk_token", "byte_fallback", "fuse_unk", "ignore_merges")],
+    *[("model", "vocab", name) for name in ("a", "<s>", "IMGIMGAZ", "unused1079")],
+    *[("model", "merges", n) for n in (0, 5)],
+    *[("added_tokens", 3), ("added_tokens", 3, "id"), ("added_tokens", 3, "content"), ("added_tokens", 3, "special")],
+    *[("pre_tokenizer", "pretokenizers"), ("pre_tokenizer", "pretokenizers", 0), ("decoder", "type")],
+]
+JUNK = [None, True, -1, 7, 2**40, 1.5, "", "x", "a b", [], [1], ["a", "b", "c"], {}, {"type": "x"}, {"type": "NFKC"}]
+
+
+@given(place=st.sampled_from(PLACES), junk=st.sampled_from(JUNK))
+@settings(max_examples=250, deadline=None)
+def test_a_damaged_file_is_refused_or_works(place: tuple[Any, ...], junk: Any) -> None:
+    content: Any = json.loads(FILES["byte level"])
+    inside = content
+    for key in place[:-1]:
+        inside = inside[key]
+    if place:
+        inside[place[-1]] = junk
+    else:
+        content = junk
+    with contextlib.suppress(StoreError):
+        tokenizer = import_tokenizer(json.dumps(content).encode(), WHERE, SMALL)
+        assert tokenizer.decode(tokenizer.encode("a <s> IMGIMGAZ apple")) == "a <s> IMGIMGAZ apple"
+        hf_tokenizer_files(tokenizer)
 
 
 def test_another_layout_says_which_keys_to_set() -> None:
