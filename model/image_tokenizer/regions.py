@@ -53,7 +53,7 @@ def face_distance(stages: Stages, weights: Sequence[float], a_KCRR: Tensor, b_KC
     """Gafni et al.'s distance of two batches of face crops, (K,): Σ over stages of weight · mean |difference|."""
     total_K = a_KCRR.new_zeros(len(a_KCRR))
     for weight, a, b in zip(weights, stages(a_KCRR), stages(b_KCRR), strict=True):
-        total_K = total_K + weight * (a.float() - b.float()).abs().flatten(1).mean(1)
+        total_K = total_K + weight * (a.float() - b.float()).abs().reshape(len(a), -1).mean(1)
     return total_K
 
 

@@ -152,7 +152,9 @@ def load_torchscript(path: str, key: str, device: torch.device) -> nn.Module:
     except (OSError, RuntimeError, ValueError) as e:
         raise RecipeError(f"{path}: cannot be read as TorchScript ({_first_line(e)}). Correct {key}.") from e
     found: nn.Module = program.eval()
-    return found.requires_grad_(False)
+    for parameter in found.parameters():  # of programs, torch knows no requires_grad_()
+        parameter.requires_grad = False
+    return found
 
 
 def _first_line(error: Exception) -> str:
