@@ -22,7 +22,7 @@ from tasks.steps import BY_NAME, STEPS, Step
 from tasks.train.foreign import import_files
 
 REMOVAL = "removal"
-IMPORTED = "file"
+IMPORTED = "text_tokenizer.file"
 IMPORT = "image_tokenizer_import"
 UNHASHED: dict[str, set[str]] = {"select": {"memory_mb"}, "text_tokenizer": {"file", "code"}}
 """Keys of a section that decide how it is worked, not what comes out, and names of files, whose content counts."""
@@ -56,7 +56,7 @@ def ingredients(recipe: Recipe, workdir: Storage | None = None) -> dict[str, dic
         if step.name == "image-tokenizer" and recipe.image_tokenizer_import.file is not None:
             content[IMPORT] = import_files(recipe.image_tokenizer_import, recipe.folder).digest()
         if step.name == "report" and recipe.text_tokenizer.code:
-            content["code"] = sorted(recipe.text_tokenizer.code)
+            content["text_tokenizer.code"] = sorted(recipe.text_tokenizer.code)
         content["inputs"] = {name: fingerprint_of(found[name]) for name in step.inputs}
         if step.name == "mix" and workdir is not None:
             documents = load_step(workdir.sub(folder_of("tokenize", content["inputs"]["tokenize"])))

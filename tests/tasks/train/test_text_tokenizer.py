@@ -12,11 +12,12 @@ from infra.store.commit import load_step
 from model.text_tokenizer.backends import SentencePieceBackend
 from model.text_tokenizer.codec import TextTokenizer
 from tasks.context import StepContext
-from tasks.fingerprint import fingerprints
+from tasks.fingerprint import fingerprints, ingredients
 from tasks.scan import run as scan
 from tasks.scan import select
 from tasks.scan.selected import selected, work_items
 from tasks.sources.base import RawSample, Segment, WorkItem
+from tasks.status import differences
 from tasks.train import text_tokenizer
 from tasks.train.fertility import by_source
 from tasks.train.text_tokenizer import is_taken, quotas, reading_plan, texts_of
@@ -175,6 +176,8 @@ def test_a_tokenizer_is_imported_where_the_recipe_names_a_file(
     changed = fingerprints(context.recipe)
     assert changed["text-tokenizer"] != before["text-tokenizer"]
     assert changed["encode"] == before["encode"]
+    kept = ingredients(scanned.recipe)["text-tokenizer"]
+    assert differences(kept, ingredients(context.recipe)["text-tokenizer"]) == ("text_tokenizer.file",)
     with pytest.raises(SourceError, match=r"released.json: the tokenizer changed after the run began"):
         text_tokenizer.run(context)
     file.unlink()
