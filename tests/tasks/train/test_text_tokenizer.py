@@ -148,7 +148,7 @@ def test_a_tokenizer_is_imported_where_the_recipe_names_a_file(
     vocabulary = scanned.recipe.vocabulary
     file = tmp_path / "released.json"
     file.write_bytes(byte_level(vocabulary))
-    config = {"file": str(file), "code": ["code"]}
+    config = {"file": str(file), "code": ["code"], "sample_bytes": 100_000}
     scan_config = scanned.recipe.scan.model_dump()
     context = make_context("text-tokenizer", SOURCES, scan=scan_config, text_tokenizer=config)
     text_tokenizer.run(context)
@@ -169,7 +169,9 @@ def test_a_tokenizer_is_imported_where_the_recipe_names_a_file(
     before = fingerprints(context.recipe)
     elsewhere = tmp_path / "elsewhere.json"
     elsewhere.write_bytes(file.read_bytes())
-    moved = make_context("text-tokenizer", SOURCES, scan=scan_config, text_tokenizer={"file": str(elsewhere)})
+    moved = make_context(
+        "text-tokenizer", SOURCES, scan=scan_config, text_tokenizer={**config, "file": str(elsewhere), "code": []}
+    )
     after = fingerprints(moved.recipe)
     assert {step for step in before if before[step] != after[step]} == {"report"}, "which shows code apart no longer"
     file.write_bytes(file.read_bytes() + b"\n")
