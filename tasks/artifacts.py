@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -23,6 +24,7 @@ from model.transformer.model import Transformer
 from model.vocabulary import BOS, EOS, FIRST_IMAGE_CODE, PAD, Vocabulary
 from tasks.fingerprint import fingerprints, folder_of
 from tasks.recipe import Recipe
+from tasks.scan.config import ScanConfig
 
 Weights = Literal["pretrain", "finetune"]
 DECODE_BATCH = 64
@@ -45,13 +47,19 @@ class Tokenizers:
         return self.image.config.codes_per_image
 
     def interleaver(self, transform_name: str = "reference-1") -> Interleaver:
-        """Documents and conversations to ids and back; pictures (PIL) are cropped to squares and encoded here."""
+        """Documents and conversations to ids and back; pictures (PIL or paths) are cropped to squares and encoded."""
+        from tasks.encode.decode import open_image
         from tasks.encode.transforms import transform
 
         crop, side = transform(transform_name).crop, self.image.config.resolution
 
-        def encode_images(images: list[Image.Image]) -> list[list[int]]:
-            return self.codes([Image.fromarray(crop(image.convert("RGB"), side)) for image in images])
+        def square(picture: Image.Image | str | Path) -> Image.Image:
+            if isinstance(picture, str | Path):
+                picture = open_image(Path(picture).read_bytes(), ScanConfig().max_pixels)
+            return Image.fromarray(crop(picture.convert("RGB"), side))
+
+        def encode_images(pictures: list[Image.Image | str | Path]) -> list[list[int]]:
+            return self.codes([square(picture) for picture in pictures])
 
         vocabulary = self.vocabulary
         layout = Layout(

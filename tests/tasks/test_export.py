@@ -85,8 +85,10 @@ def test_the_exported_processor_feeds_the_exported_model(
         )
         assert "pixel_values" not in known
         assert torch.allclose(theirs.model(**known)[0], hidden, atol=1e-5)
-    ours = tokenizers.interleaver().documents([["A red <image> ", picture, " and"]]).ids[0]
-    assert known["input_ids"][0].tolist()[: len(ours)] == ours
+    picture.save(tmp_path / "p.png")
+    for given in (picture, tmp_path / "p.png"):
+        ours = tokenizers.interleaver().documents([["A red <image> ", given, " and"]]).ids[0]
+        assert known["input_ids"][0].tolist()[: len(ours)] == ours
 
 
 def test_the_same_model_gives_the_same_bytes(transformer: Transformer, tokenizers: Tokenizers) -> None:
