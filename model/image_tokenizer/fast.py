@@ -9,6 +9,7 @@ one part in 200 of the work, and what they round is what is compared), and the s
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 import shlex
 import shutil
@@ -69,15 +70,12 @@ def compiled(function: Callable[..., Any], device: torch.device) -> Callable[...
             f"encode.compile is true, and torch.compile finds no compiler here: there is no {command!r}. Install "
             f"{usual}, name another in the environment variable {variable}, or set encode.compile: false."
         )
-    if device.type == "cuda":
-        try:
-            import triton  # type: ignore[import-not-found, unused-ignore]  # noqa: F401
-        except ImportError as e:
-            raise ResourceError(
-                f"encode.compile is true, and torch.compile needs the package triton on a GPU ({e}). Install the build "
-                "of torch for your GPU, which brings it, or set encode.compile: false."
-            ) from e
-    return torch.compile(function, dynamic=False)  # type: ignore[no-any-return]
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        raise ResourceError(
+            "encode.compile is true, and torch.compile needs the package triton on a GPU. Install the build of torch "
+            "for your GPU, which brings it, or set encode.compile: false."
+        )
+    return torch.compile(function, dynamic=False)
 
 
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
@@ -97,4 +95,4 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError):
         return False
     settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 256 << 20))
-    return sum(mallopt(name, value) for name, value in settings) == len(settings)
+    return [mallopt(name, value) for name, value in settings] == [1] * len(settings)

@@ -106,7 +106,7 @@ class ImageTokenizer:
         """The batch in parts of a size that the configuration alone decides; on a GPU in one."""
         if self.device.type != "cpu":
             return (batch,)
-        return batch.split(max(1, ELEMENTS_AT_ONCE // (self.config.channels * self.config.resolution**2)))
+        return torch.split(batch, max(1, ELEMENTS_AT_ONCE // (self.config.channels * self.config.resolution**2)))
 
 
 def save_image_tokenizer(

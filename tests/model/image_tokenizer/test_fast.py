@@ -136,6 +136,10 @@ def test_without_a_compiler_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CC", "")
     with pytest.raises(ResourceError, match="gcc"):
         compiled(lambda: None, torch.device("cuda"))
+    monkeypatch.setenv("CC", sys.executable)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ResourceError, match="needs the package triton"):
+        compiled(lambda: None, torch.device("cuda"))
 
 
 def test_the_decoder_stays_away_from_who_only_encodes(tmp_path: object) -> None:
