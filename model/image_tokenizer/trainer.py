@@ -109,6 +109,12 @@ class Trainer:
             raise ValueError(
                 f"pictures are {self.pictures.dtype} {self.pictures.shape}, not uint8 (n, {side}, {side}, 3)"
             )
+        crop, step = self.training.random_crop, self.config.downsampling
+        if crop is not None and (crop > side or crop % step):
+            raise RecipeError(
+                f"image_tokenizer_training.random_crop is {crop}; it must be a multiple of {step}, the pixels of a "
+                f"code, and at most image_tokenizer.resolution = {side}"
+            )
         if self.training.batch % world:
             raise RecipeError(
                 f"image_tokenizer_training.batch is {self.training.batch}; with resources.train_workers = {world} it "
@@ -163,7 +169,8 @@ class Trainer:
     @torch.no_grad()
     def _start_codebook(self) -> None:
         """The codebook becomes k-means of the latents of the next steps' pictures."""
-        a_step = self.training.batch * self.config.codes_per_image
+        side = self.training.random_crop or self.config.resolution
+        a_step = self.training.batch * (side // self.config.downsampling) ** 2
         steps = max(1, math.ceil(KMEANS_VECTORS_A_CODE * self.config.codes / a_step))
         latents_ND = torch.cat([_rows(self.model.latents(self.batch(self.step + i).x_BCHW)) for i in range(steps)])
         centres_KD = kmeans(

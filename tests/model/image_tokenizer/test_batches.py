@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from model.image_tokenizer.batches import Batches, Regions
 from model.image_tokenizer.config import ImageTokenizerTraining
@@ -46,36 +47,47 @@ def test_without_faces_sampling_changes_nothing() -> None:
     assert list(order.batch(2)) == list(PictureOrder(12, 4, 3).batch(2))
 
 
-def test_the_square_that_lpips_sees_moves_with_the_step_and_stays_inside() -> None:
-    pictures = np.zeros((12, 24, 24, 3), np.uint8)
-    batches = Batches(training(perceptual_side=16), pictures, Regions(), seed=3)
-    corners = {batches.at(step, slice(0, 4)).corner for step in range(400)}
-    assert corners == {(row, column) for row in range(9) for column in range(9)}
-    assert batches.at(7, slice(0, 2)).corner == batches.at(7, slice(2, 4)).corner  # all workers see the same
-    for side in (None, 24, 512):
-        whole = Batches(training(perceptual_side=side), pictures, Regions(), seed=3)
-        assert {whole.at(step, slice(0, 4)).corner for step in range(9)} == {(0, 0)}
+def test_random_crops_are_parts_of_their_pictures_and_reach_every_place() -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (4, 24, 24, 3), dtype=np.uint8)
+    cropped, whole = (Batches(training(random_crop=crop), pictures, Regions(), seed=3) for crop in (16, None))
+    corners = set()
+    for step in range(200):
+        crops, squares = (b.at(step, slice(0, 4)).x_BCHW for b in (cropped, whole))
+        assert crops.shape == (4, 3, 16, 16)
+        for crop, square in zip(crops, squares, strict=True):
+            found = [(r, c) for r in range(9) for c in range(9) if torch.equal(square[:, r : r + 16, c : c + 16], crop)]
+            corners.update(found)
+            assert len(found) == 1
+    assert corners == {(r, c) for r in range(9) for c in range(9)}
+    halves = [cropped.at(7, share).x_BCHW for share in (slice(0, 2), slice(2, 4))]
+    assert torch.equal(torch.cat(halves), cropped.at(7, slice(0, 4)).x_BCHW)
 
 
-def test_boxes_are_mirrored_with_their_pictures() -> None:
-    side, rng = 16, np.random.default_rng(0)
+@pytest.mark.parametrize("crop", [None, 16])
+def test_boxes_are_cut_and_mirrored_with_their_pictures(crop: int | None) -> None:
+    side, rng = 22, np.random.default_rng(0)
     pictures, faces = np.zeros((6, side, side, 3), np.uint8), np.zeros((6, 2, 4), np.int16)
     for i in range(6):
-        x, y = rng.integers(0, 9, 2)
+        x, y = rng.integers(0, 15, 2)
         faces[i, 0] = (x, y, 5, 7)
         pictures[i, y : y + 7, x : x + 5] = 255
-    batches = Batches(training(flip=True, batch=6), pictures, Regions(faces=faces), seed=1)
-    mirrored = 0
+    batches = Batches(training(flip=True, batch=6, random_crop=crop), pictures, Regions(faces=faces), seed=1)
+    mirrored = kept = 0
     for step in range(4):
         batch = batches.at(step, slice(0, 6))
         assert batch.faces_BS4 is not None
         for x_CHW, (box, none) in zip(batch.x_BCHW, batch.faces_BS4.tolist(), strict=True):
             x, y, width, height = box
             white = x_CHW[0] > 0
-            assert white.sum() == white[y : y + height, x : x + width].sum() == 35
+            if width:
+                assert white.sum() == white[y : y + height, x : x + width].sum() == 35
+            else:
+                assert white.sum() < 35  # what is cut is no face any more
             assert none[2] == 0
+            kept += width > 0
         mirrored += int((batches.order.flips(step)).sum())
     assert 0 < mirrored < 24
+    assert kept == 24 if crop is None else 0 < kept < 24
 
 
 def test_only_so_many_boxes_count() -> None:

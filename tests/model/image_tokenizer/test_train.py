@@ -60,6 +60,15 @@ def test_it_learns(pictures: npt.NDArray[np.uint8], tmp_path: Path) -> None:
     assert figures[-1]["codebook_used"] > 0.7
 
 
+def test_crops_train_a_tokenizer_of_whole_pictures(pictures: npt.NDArray[np.uint8], tmp_path: Path) -> None:
+    tiled = np.tile(pictures, (1, 2, 2, 1))
+    config = CONFIG.model_copy(update={"resolution": 32})
+    assert train(config, settings(random_crop=16, steps=16), tiled, Storage(tmp_path))
+    codes_BN = load_image_tokenizer(Storage(tmp_path)).encode(torch.from_numpy(tiled).permute(0, 3, 1, 2))
+    assert codes_BN.shape == (len(tiled), 64)
+    assert codes_BN.unique().numel() > 4
+
+
 def test_equal_inputs_give_equal_bytes(pictures: npt.NDArray[np.uint8], tmp_path: Path) -> None:
     stores = [Storage(tmp_path / name) for name in "ab"]
     for store in stores:
@@ -213,6 +222,9 @@ def test_recipes_that_cannot_be_trained(pictures: npt.NDArray[np.uint8], tmp_pat
         train(CONFIG, settings(), pictures[:0], store)
     with pytest.raises(RecipeError, match="perceptual_weight"):
         train(CONFIG, settings(perceptual_weight=1.0), pictures, store)
+    for crop in (18, 20):
+        with pytest.raises(RecipeError, match=f"random_crop is {crop}.*multiple of 4.*resolution = 16"):
+            train(CONFIG, settings(random_crop=crop), pictures, store)
     with pytest.raises(RecipeError, match=r"missing\.safetensors"):
         train(CONFIG, settings(perceptual_weight=1.0, perceptual_weights="missing.safetensors"), pictures, store)
 
