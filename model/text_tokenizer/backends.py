@@ -16,8 +16,8 @@ from model.vocabulary import Vocabulary
 SPACE = "\u2581"
 """SentencePiece's sign for a space, inside its pieces. In text it is a character like any other."""
 
-KNOWN_WORDS = 2**16
-"""Words whose ids are kept, in some 15 MB; when there are more, it begins anew."""
+KNOWN_WORDS = 2**17
+"""Words whose ids are kept, in at most some 50 MB; when there are more, it begins anew."""
 KNOWN_CHARS = 64
 """Longer words are seldom met twice."""
 _WORDS = re.compile(" *[^ ]+| +")
