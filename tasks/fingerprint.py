@@ -20,6 +20,7 @@ from tasks.scan.inputs import file_bytes, identities
 from tasks.sources import open_source
 from tasks.steps import BY_NAME, STEPS, Step
 from tasks.train.foreign import import_files
+from tasks.train.weights import weights_digests
 
 REMOVAL = "removal"
 IMPORTED = "text_tokenizer.file"
@@ -53,8 +54,11 @@ def ingredients(recipe: Recipe, workdir: Storage | None = None) -> dict[str, dic
         if step.name == "text-tokenizer" and recipe.text_tokenizer.file is not None:
             imported = file_bytes(recipe.text_tokenizer.file, recipe.folder, "text_tokenizer.file")
             content[IMPORTED] = hashlib.sha256(imported).hexdigest()
-        if step.name == "image-tokenizer" and recipe.image_tokenizer_import.file is not None:
-            content[IMPORT] = import_files(recipe.image_tokenizer_import, recipe.folder).digest()
+        if step.name == "image-tokenizer":
+            if recipe.image_tokenizer_import.file is not None:
+                content[IMPORT] = import_files(recipe.image_tokenizer_import, recipe.folder).digest()
+            else:
+                content |= weights_digests(recipe)
         if step.name == "report" and recipe.text_tokenizer.code:
             content["text_tokenizer.code"] = sorted(recipe.text_tokenizer.code)
         content["inputs"] = {name: fingerprint_of(found[name]) for name in step.inputs}

@@ -38,7 +38,7 @@ STEPS: tuple[Step, ...] = (
         "trains the VQ-GAN, or imports one: pictures to codes and back",
         ("select",),
         ("image_tokenizer", "image_tokenizer_training", "image_tokenizer_import", "pictures", "seed"),
-        version=2,
+        version=3,
     ),
     Step(
         "encode",

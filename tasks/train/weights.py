@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from infra.errors import RecipeError
 from model.image_tokenizer.config import ImageTokenizerTraining
 from tasks.recipe import Recipe
-from tasks.scan.inputs import local_file
+from tasks.scan.inputs import file_bytes, local_file
 
 KEYS = ("perceptual_weights", "face_network", "inception_weights")
 
@@ -38,3 +39,17 @@ def local_weights(training: ImageTokenizerTraining, folder: str) -> Iterator[Ima
             if path is not None and not path.startswith("package:"):
                 found[key] = str(stack.enter_context(local_file(path, folder, f"image_tokenizer_training.{key}")))
         yield training.model_copy(update=found)
+
+
+def weights_digests(recipe: Recipe) -> dict[str, str]:
+    """The sha256 of every weights file that decides what is trained, by the recipe's key: a file's name says little.
+
+    SourceError if one is missing.
+    """
+    training, section = recipe.image_tokenizer_training, "image_tokenizer_training"
+    named = {f"{section}.{key}": getattr(training, key) for key in ("perceptual_weights", "face_network")}
+    return {
+        key: hashlib.sha256(file_bytes(path, recipe.folder, key)).hexdigest()
+        for key, path in named.items()
+        if path is not None and not path.startswith("package:")
+    }

