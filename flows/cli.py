@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from flows.cli_errors import plain_errors
+from flows.cli_image_tokenizer import image_tokenizer
 from flows.cli_stores import AnyWorkdir, stores
 
 app = typer.Typer(
@@ -155,6 +156,7 @@ def ui(workdir: WorkdirName, port: Annotated[int, typer.Option(help="Port of the
 
 # Listed between looking and using, as the README has them.
 app.registered_commands[4:4] = stores.registered_commands
+app.add_typer(image_tokenizer, name="image-tokenizer")
 
 
 if __name__ == "__main__":

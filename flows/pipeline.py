@@ -44,7 +44,7 @@ def run_step(
     step: str, fingerprint: str, cluster: Cluster, reports: list[Callable[[dict[str, Any]], None]], number: int = 0
 ) -> None:
     """One step, or what retry ``number`` adds to it: its Ray job, followed to its manifest, then shown in the UI."""
-    bar = artifacts.ProgressArtifact(step)
+    bar = artifacts.ProgressArtifact(step, Storage(cluster.workdir))
 
     def report(state: dict[str, Any]) -> None:
         with suppress(Exception):  # a hiccup of the Prefect API must not cost the job

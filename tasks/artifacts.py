@@ -6,6 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -16,12 +17,14 @@ from infra.errors import SourceError, StepFailed
 from infra.storage import Storage
 from infra.store.commit import load_step
 from model.image_tokenizer.load import ImageTokenizer, load_image_tokenizer
+from model.processor.interleave import Interleaver, Layout
 from model.text_tokenizer.codec import TextTokenizer
 from model.transformer.load import load_transformer
 from model.transformer.model import Transformer
-from model.vocabulary import Vocabulary
+from model.vocabulary import BOS, EOS, FIRST_IMAGE_CODE, PAD, Vocabulary
 from tasks.fingerprint import fingerprints, folder_of
 from tasks.recipe import Recipe
+from tasks.scan.config import ScanConfig
 
 Weights = Literal["pretrain", "finetune"]
 DECODE_BATCH = 64
@@ -42,6 +45,36 @@ class Tokenizers:
     @property
     def codes_per_image(self) -> int:
         return self.image.config.codes_per_image
+
+    def interleaver(self, transform_name: str = "reference-1") -> Interleaver:
+        """Documents and conversations to ids and back; pictures (PIL or paths) are cropped to squares and encoded."""
+        from tasks.encode.decode import open_image
+        from tasks.encode.transforms import transform
+
+        crop, side = transform(transform_name).crop, self.image.config.resolution
+
+        def square(picture: Image.Image | str | Path) -> Image.Image:
+            if isinstance(picture, str | Path):
+                picture = open_image(Path(picture).read_bytes(), ScanConfig().max_pixels)
+            return Image.fromarray(crop(picture.convert("RGB"), side))
+
+        def encode_images(pictures: list[Image.Image | str | Path]) -> list[list[int]]:
+            return self.codes([square(picture) for picture in pictures])
+
+        vocabulary = self.vocabulary
+        layout = Layout(
+            bos=BOS,
+            pad=PAD,
+            eos=EOS,
+            eot=vocabulary.eot,
+            boi=vocabulary.boi,
+            eoi=vocabulary.eoi,
+            text_start=vocabulary.text_start,
+            image_codes=vocabulary.image_codes,
+            codes_per_image=self.codes_per_image,
+            first_code=FIRST_IMAGE_CODE,
+        )
+        return Interleaver(layout, self.text.encode, self.text.decode, encode_images)
 
     def pictures(self, codes: Sequence[Sequence[int]]) -> list[Image.Image]:
         """Pictures of codebook indices, RGB, at the image tokenizer's resolution."""

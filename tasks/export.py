@@ -8,7 +8,10 @@ Three lines in a notebook::
 
     from transformers import AutoProcessor, ChameleonForConditionalGeneration
     model = ChameleonForConditionalGeneration.from_pretrained("transformers")
-    processor = AutoProcessor.from_pretrained("transformers")
+    processor = AutoProcessor.from_pretrained("transformers", trust_remote_code=True)
+
+That processor is ours, a file of the folder that keeps a user's text text. Without ``trust_remote_code`` it is
+``transformers``' own, which takes ``<racm3:break>`` in a text for the begin of a picture.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from infra.store.commit import entry
 from model.image_tokenizer.config import ImageTokenizerConfig
 from model.image_tokenizer.convert import to_transformers as image_to_transformers
 from model.image_tokenizer.load import ImageTokenizer
+from model.processor import interleave
 from model.text_tokenizer.convert import hf_token, hf_tokenizer_files, image_placeholder
 from model.transformer.convert import to_transformers, transformers_config
 from model.transformer.load import load_transformer
@@ -40,6 +44,8 @@ FOLDER = "transformers"
 TOLERANCE = 1e-4
 """Largest difference of a hidden state or logit, float32."""
 VQ_PREFIX = "model.vqmodel."
+PROCESSOR = Path(interleave.__file__).with_name("processing_calumma.py")
+"""Exported with ``interleave.py``, which it imports, so that users need no Calumma for it."""
 
 
 def run(context: StepContext) -> None:
@@ -67,14 +73,12 @@ def export_files(transformer: Transformer, tokenizers: Tokenizers, length: int) 
         "config.json": model_config(transformer, vocabulary, vq_config, length),
         "generation_config.json": generation_config(vocabulary, length),
         "preprocessor_config.json": image_processor_config(image.config),
-        "processor_config.json": {
-            "processor_class": "ChameleonProcessor",
-            "image_seq_length": image.config.codes_per_image,
-        },
+        "processor_config.json": processor_config(vocabulary, image.config),
     }
     files = {
         name: (json.dumps(content, indent=1, sort_keys=True) + "\n").encode() for name, content in documents.items()
     }
+    files |= {file.name: file.read_bytes() for file in (PROCESSOR, Path(interleave.__file__))}
     files["model.safetensors"] = save({k: weights[k] for k in sorted(weights)}, metadata={"format": "pt"})
     return files | hf_tokenizer_files(tokenizers.text)
 
@@ -133,6 +137,16 @@ def image_processor_config(image: ImageTokenizerConfig) -> dict[str, Any]:
     }
 
 
+def processor_config(vocabulary: Vocabulary, image: ImageTokenizerConfig) -> dict[str, Any]:
+    """The content of ``processor_config.json``: ours with ``trust_remote_code=True``, else ``transformers``' own."""
+    return {
+        "processor_class": "ChameleonProcessor",
+        "auto_map": {"AutoProcessor": f"{PROCESSOR.stem}.CalummaProcessor"},
+        "image_seq_length": image.codes_per_image,
+        "text_start": vocabulary.text_start,
+    }
+
+
 @torch.inference_mode()
 def check_export(
     files: dict[str, bytes], transformer: Transformer, tokenizers: Tokenizers, length: int
@@ -144,10 +158,13 @@ def check_export(
     """
     from transformers import AutoTokenizer, ChameleonForConditionalGeneration
 
+    from model.processor.processing_calumma import CalummaProcessor
+
     vocabulary = tokenizers.vocabulary
     with _folder(files) as folder:
         theirs = ChameleonForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
         tokenizer = AutoTokenizer.from_pretrained(folder)
+        processor = CalummaProcessor.from_pretrained(folder)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, vocabulary.size, (2, min(length, 256)), generator=generator)
     ours = transformer.float()
@@ -165,14 +182,10 @@ def check_export(
         raise StepFailed(
             "export: transformers' tokenizer gives other ids. This is a fault in model/text_tokenizer/convert.py"
         )
-    prompt = torch.tensor(
-        [
-            [
-                BOS,
-                *tokenizers.text.encode("A red"),
-            ]
-        ]
-    )
+    document = [text, [vocabulary.image_codes - 1] * tokenizers.codes_per_image, "<image>"]
+    if processor([document])["input_ids"] != tokenizers.interleaver().documents([document]).ids:
+        raise StepFailed("export: the exported processor gives other ids. This is a fault in model/processor")
+    prompt = torch.tensor([[BOS, *tokenizers.text.encode("A red")]])
     written = theirs.generate(prompt, do_sample=False, max_new_tokens=16, max_length=None)[
         0, prompt.shape[1] :
     ].tolist()

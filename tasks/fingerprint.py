@@ -19,10 +19,14 @@ from tasks.recipe import Recipe
 from tasks.scan.inputs import file_bytes, identities
 from tasks.sources import open_source
 from tasks.steps import BY_NAME, STEPS, Step
+from tasks.train.foreign import import_files
+from tasks.train.weights import weights_digests
 
 REMOVAL = "removal"
-UNHASHED: dict[str, set[str]] = {"select": {"memory_mb"}}
-"""Keys of a section that decide how it is worked, not what comes out."""
+IMPORTED = "text_tokenizer.file"
+IMPORT = "image_tokenizer_import"
+UNHASHED: dict[str, set[str]] = {"select": {"memory_mb"}, "text_tokenizer": {"file", "code"}}
+"""Keys of a section that decide how it is worked, not what comes out, and names of files, whose content counts."""
 
 
 def fingerprint_of(content: Any) -> str:
@@ -47,6 +51,16 @@ def ingredients(recipe: Recipe, workdir: Storage | None = None) -> dict[str, dic
         if step.name == "tokenize" and recipe.removal.list is not None:
             listed = file_bytes(recipe.removal.list, recipe.folder, "removal.list")
             content[REMOVAL] = hashlib.sha256(listed).hexdigest()
+        if step.name == "text-tokenizer" and recipe.text_tokenizer.file is not None:
+            imported = file_bytes(recipe.text_tokenizer.file, recipe.folder, "text_tokenizer.file")
+            content[IMPORTED] = hashlib.sha256(imported).hexdigest()
+        if step.name == "image-tokenizer":
+            if recipe.image_tokenizer_import.file is not None:
+                content[IMPORT] = import_files(recipe.image_tokenizer_import, recipe.folder).digest()
+            else:
+                content |= weights_digests(recipe)
+        if step.name == "report" and recipe.text_tokenizer.code:
+            content["text_tokenizer.code"] = sorted(recipe.text_tokenizer.code)
         content["inputs"] = {name: fingerprint_of(found[name]) for name in step.inputs}
         if step.name == "mix" and workdir is not None:
             documents = load_step(workdir.sub(folder_of("tokenize", content["inputs"]["tokenize"])))
@@ -61,15 +75,28 @@ def documents_fingerprint(recipe: Recipe, inputs: Mapping[str, str], removal: st
 
     ``inputs`` are the fingerprints of what it reads; ``removal`` is the list's sha256, empty where there is none.
     """
-    content = _own_content(recipe, BY_NAME["tokenize"])
-    if removal:
-        content[REMOVAL] = removal
-    return fingerprint_of(content | {"inputs": dict(inputs)})
+    content = {REMOVAL: removal} if removal else {}
+    return fingerprint_of(_own_content(recipe, BY_NAME["tokenize"]) | content | {"inputs": dict(inputs)})
+
+
+def imported_fingerprint(recipe: Recipe, inputs: Mapping[str, str], imported: str) -> str:
+    """The fingerprint of ``text-tokenizer`` where it imports a file of that sha256, read from these inputs."""
+    content = {IMPORTED: imported, "inputs": dict(inputs)}
+    return fingerprint_of(_own_content(recipe, BY_NAME["text-tokenizer"]) | content)
+
+
+def imported_weights_fingerprint(recipe: Recipe, inputs: Mapping[str, str], digest: Mapping[str, str]) -> str:
+    """The fingerprint of ``image-tokenizer`` where it imports weights of that digest, read from these inputs."""
+    content = {IMPORT: dict(digest), "inputs": dict(inputs)}
+    return fingerprint_of(_own_content(recipe, BY_NAME["image-tokenizer"]) | content)
 
 
 def _own_content(recipe: Recipe, step: Step) -> dict[str, Any]:
     """What a step's own version and sections give to its fingerprint."""
-    sections = (s for s in step.sections if s != REMOVAL)  # which counts by what the list says
+    left_out = {REMOVAL, IMPORT}  # which count by what their files say
+    if recipe.image_tokenizer_import.file is not None:
+        left_out.add("image_tokenizer_training")
+    sections = (s for s in step.sections if s not in left_out)
     return {"step": step.name, "version": step.version} | {
         section: _plain(getattr(recipe, section), UNHASHED.get(section)) for section in sections
     }

@@ -10,10 +10,8 @@ from PIL import Image
 
 from infra.errors import SourceError
 from infra.storage import Storage
-from model.evaluation.forms import picture_ids
 from model.generation.generate import Piece, generate
 from model.generation.modality import Modality
-from model.vocabulary import BOS
 from tasks.artifacts import Tokenizers, finished_folders, load_tokenizers, load_weights
 from tasks.encode.decode import ImageError
 from tasks.encode.transforms import transform
@@ -89,10 +87,8 @@ def prompt_picture(path: Path, recipe: Recipe, side: int) -> Image.Image:
 
 def prompt_ids(prompt: str, pictures: Sequence[Image.Image], tokenizers: Tokenizers) -> list[int]:
     """The user's turn as ids: ``<s>``, the pictures, the text, end of turn."""
-    ids = [BOS]
-    for codes in tokenizers.codes(pictures):
-        ids += picture_ids(codes, tokenizers.vocabulary)
-    return [*ids, *tokenizers.text.encode(prompt), tokenizers.vocabulary.eot]
+    turn = {"role": "user", "content": [*tokenizers.codes(pictures), prompt]}
+    return tokenizers.interleaver().conversations([[turn]]).ids[0]
 
 
 def write_pieces(pieces: Sequence[Piece], tokenizers: Tokenizers, out: Path, seed: int) -> list[Answer]:

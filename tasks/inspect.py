@@ -51,7 +51,9 @@ def inspect(path: Path | str, out: Path | None = None, limit: int = 5) -> Found:
     if not path.is_file():
         raise StoreError(f"{path}: no such file. Name a part, a sequence file, a manifest, weights or a checkpoint.")
     readable = Readable.near(path, out)
-    if path.suffix == ".json":
+    if path.suffix == ".model" or path.name.endswith("tokenizer.json"):
+        yield from _pieces(path, readable, limit)
+    elif path.suffix == ".json":
         yield from _json(path, readable, limit)
     elif path.suffix == ".jsonl":
         yield from _lines(path, limit)
@@ -61,8 +63,6 @@ def inspect(path: Path | str, out: Path | None = None, limit: int = 5) -> Found:
         yield from show_sequences(path, readable, limit)
     elif path.suffix == ".safetensors":
         yield from _tensors(path)
-    elif path.suffix == ".model":
-        yield from _pieces(path, readable, limit)
     elif path.suffix == ".pt":
         yield from _checkpoint(path)
     else:

@@ -19,7 +19,7 @@ from infra.errors import CalummaError, StoreError
 from infra.storage import Storage
 from infra.store.manifest import StepManifest
 from infra.store.sequences import SequenceReader
-from model.generation.modality import spans
+from model.processor.interleave import spans
 from model.vocabulary import FIRST_IMAGE_CODE, Vocabulary
 from tasks.artifacts import Tokenizers, load_tokenizers, made_from
 from tasks.fingerprint import fingerprints, folder_of

@@ -21,6 +21,8 @@ class Progress:
         self._store, self._name = store, f"runs/jobs/{job}/progress.json"
         self._first: tuple[float, float] | None = None
         self._last = 0.0
+        self.picture = ""
+        """The newest picture worth looking at, a PNG's name in the work folder; empty: none."""
 
     def update(
         self,
@@ -48,6 +50,7 @@ class Progress:
             "rate": (done - before) / seconds if seconds > 1 else 0.0,  # before that it would say nothing
             "quarantined": quarantined,
             "note": note,
+            **({"picture": self.picture} if self.picture else {}),
         }
         self._store.put(self._name, json.dumps(state).encode())
 

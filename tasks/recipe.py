@@ -29,6 +29,7 @@ from tasks.encode.config import EncodeConfig, PicturesConfig
 from tasks.mix.config import FinetuneMixConfig, MixConfig
 from tasks.scan.config import ScanConfig, SelectConfig
 from tasks.sources.config import SourceConfig
+from tasks.train.config import ImageTokenizerImport
 
 BUILT_IN = Path(__file__).resolve().parent.parent / "recipes"
 
@@ -46,6 +47,7 @@ class Recipe(Config):
     pictures: PicturesConfig = PicturesConfig()
     image_tokenizer: ImageTokenizerConfig = ImageTokenizerConfig()
     image_tokenizer_training: ImageTokenizerTraining = ImageTokenizerTraining()
+    image_tokenizer_import: ImageTokenizerImport = ImageTokenizerImport()
     encode: EncodeConfig = EncodeConfig()
     text_tokenizer: TextTokenizerConfig = TextTokenizerConfig()
     mix: MixConfig
@@ -78,7 +80,8 @@ class Recipe(Config):
         if self.select.near_duplicates and not self.scan.near_duplicates:
             raise ValueError("select.near_duplicates compares what scan computes; set scan.near_duplicates: true, too")
         named = {n for stage in self.mix.stages for n in stage.weights}
-        for name in sorted(named | set(self.finetune_mix.sources) | set(self.text_tokenizer.weights)):
+        named |= {*self.finetune_mix.sources, *self.text_tokenizer.weights, *self.text_tokenizer.code}
+        for name in sorted(named):
             if name not in kinds:
                 near = difflib.get_close_matches(name, kinds, 1)
                 raise ValueError(f"no source is named {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))

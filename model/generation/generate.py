@@ -15,8 +15,9 @@ from torch import Tensor
 
 from model.generation.cache import Streams
 from model.generation.config import GenerationConfig
-from model.generation.modality import Modality, ModalityMachine, spans
+from model.generation.modality import Modality, ModalityMachine
 from model.generation.sample import RowRandom, sample
+from model.processor.interleave import spans
 from model.transformer.model import Transformer
 from model.vocabulary import BOS, FIRST_IMAGE_CODE, Vocabulary
 

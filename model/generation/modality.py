@@ -15,7 +15,6 @@ The state of all rows is a handful of tensors, so that within a picture nothing 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 from typing import Literal, get_args
 
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor
 
 from infra.errors import CalummaError
+from model.processor.interleave import spans
 from model.vocabulary import BOS, EOS, FIRST_IMAGE_CODE, PAD, Vocabulary
 
 Modality = Literal["text", "image", "any"]
@@ -45,42 +45,6 @@ class Phase(IntEnum):
     CLOSE = 4
     DONE = 5
     """Only ``<pad>``, which nobody reads."""
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """A stretch ``start … stop`` (exclusive) of ids of one kind. A picture's span includes its BOI and EOI."""
-
-    kind: Literal["text", "image", "control"]
-    start: int
-    stop: int
-    whole: bool = True
-    """False for a picture that lacks its BOI, its EOI or some of its codes."""
-
-
-def spans(tokens: Sequence[int], vocabulary: Vocabulary, codes_per_image: int) -> list[Span]:
-    """Any ids as spans, in order and without gaps; total, so that damaged sequences can be looked at too."""
-    found: list[Span] = []
-    i = 0
-    while i < len(tokens):
-        start, token = i, tokens[i]
-        i += 1
-        if token == vocabulary.boi or vocabulary.is_image_code(token):
-            while i < len(tokens) and vocabulary.is_image_code(tokens[i]):
-                i += 1
-            closed = i < len(tokens) and tokens[i] == vocabulary.eoi
-            i += closed
-            whole = token == vocabulary.boi and closed and i - start == codes_per_image + 2
-            found.append(Span("image", start, i, whole))
-        elif token == vocabulary.eoi:
-            found.append(Span("image", start, i, whole=False))
-        elif token >= vocabulary.text_start:
-            while i < len(tokens) and tokens[i] >= vocabulary.text_start:
-                i += 1
-            found.append(Span("text", start, i))
-        else:
-            found.append(Span("control", start, i))
-    return found
 
 
 class ModalityMachine:

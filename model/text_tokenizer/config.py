@@ -10,6 +10,13 @@ from infra.config import Config
 class TextTokenizerConfig(Config):
     """SentencePiece BPE: byte fallback, digits one by one, white space kept (paper, section 2.1)."""
 
+    file: str | None = None
+    """Import this instead of training: a ``tokenizer.json`` of the ``tokenizers`` library, laid out as ``vocabulary``
+    says, or a SentencePiece BPE ``.model``; relative to the recipe's folder or on ``s3://``."""
+    lossy: bool = False
+    """Accept an imported ``tokenizer.json`` that does not give back every text as it was."""
+    code: tuple[str, ...] = ()
+    """Sources whose texts are program code; the report shows their fertility apart. It decides nothing else."""
     sample_bytes: int = Field(default=1_000_000_000, ge=1)
     """UTF-8 bytes of text to train on, over all sources."""
     weights: dict[str, NonNegativeFloat] = {}

@@ -1,17 +1,21 @@
 """The text tokenizer as ``transformers`` reads it: a ``tokenizers`` BPE that gives the same ids for every text.
 
-SentencePiece merges any two neighbours whose joined text is a piece, the best piece first; ``tokenizers`` merges by a
-list of pairs. So every way to split a piece into two pieces becomes a merge, in the order of the pieces' scores.
-A space is spelt as itself in the pieces, so that U+2581 in a text stays a character like any other, as it is for us.
+An imported ``tokenizer.json`` is given back as it came, all ids below ``text_start`` marked special. For what Calumma
+trained one is made. SentencePiece merges any two neighbours whose joined text is a piece, the best piece first;
+``tokenizers`` merges by a list of pairs. So every way to split a piece into two pieces becomes a merge, in the order of
+the pieces' scores. A space is spelt as itself in the pieces, so that U+2581 in a text stays a character like any other,
+as it is for us.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from model.text_tokenizer.codec import SPACE, TextTokenizer
+from model.text_tokenizer.backends import SPACE, SentencePieceBackend
+from model.text_tokenizer.bpe_json import BpeJsonBackend
+from model.text_tokenizer.codec import TextTokenizer
 from model.vocabulary import BOS, EOS, PAD, UNK, Vocabulary
 
 IMAGE_PLACEHOLDER = "<image>"
@@ -24,26 +28,39 @@ def hf_tokenizer_files(tokenizer: TextTokenizer, *, split_special_tokens: bool =
     ``split_special_tokens=True`` makes ``transformers`` treat ``<racm3:break>`` and its like in a text as text, as
     Calumma always does; its processor for pictures relies on the opposite.
     """
-    config = hf_tokenizer_config(tokenizer.vocabulary, split_special_tokens=split_special_tokens)
-    return {
-        "tokenizer.json": _json(to_hf_tokenizer_json(tokenizer)),
-        "tokenizer_config.json": _json(config),
-    }
+    backend = tokenizer.backend
+    content = _given_back(backend) if isinstance(backend, BpeJsonBackend) else _json(to_hf_tokenizer_json(backend))
+    config = hf_tokenizer_config(tokenizer.vocabulary, backend.names, split_special_tokens=split_special_tokens)
+    return {"tokenizer.json": content, "tokenizer_config.json": _json(config)}
 
 
-def to_hf_tokenizer_json(tokenizer: TextTokenizer) -> dict[str, Any]:
+def _given_back(backend: BpeJsonBackend) -> bytes:
+    """The imported file, byte for byte, unless an added token below ``text_start`` is not marked special.
+
+    ``split_special_tokens`` would not reach that one, and its name in a text would become its id.
+    """
+    content = json.loads(backend.data)
+    plain = [
+        t for t in content.get("added_tokens") or [] if t["id"] < backend.vocabulary.text_start and not t.get("special")
+    ]
+    for token in plain:
+        token["special"] = True
+    return _json(content) if plain else backend.data
+
+
+def to_hf_tokenizer_json(backend: SentencePieceBackend) -> dict[str, Any]:
     """The content of ``tokenizer.json``: all ids of the vocabulary, those below ``text_start`` as special tokens.
 
     ``encode(text, add_special_tokens=False)`` gives what :meth:`TextTokenizer.encode` gives, and otherwise ``<s>``
     before it.
     """
-    vocabulary = tokenizer.vocabulary
+    vocabulary = backend.vocabulary
     names = [hf_token(vocabulary, n) for n in range(vocabulary.text_start)]
     ids = {name: n for n, name in enumerate(names)}
-    for number, spelling in _spellings(tokenizer):
+    for number, spelling in _spellings(backend):
         ids[spelling] = vocabulary.text_start + number
     for token in range(vocabulary.text_start, vocabulary.size):
-        if token - vocabulary.text_start >= tokenizer.pieces or token == vocabulary.text_start:
+        if token - vocabulary.text_start >= len(backend.piece_bytes) or token == vocabulary.text_start:
             ids[vocabulary.name(token)] = token  # no text leads to these
     special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     bos = names[BOS]
@@ -76,23 +93,32 @@ def to_hf_tokenizer_json(tokenizer: TextTokenizer) -> dict[str, Any]:
             "byte_fallback": True,
             "ignore_merges": False,
             "vocab": dict(sorted(ids.items(), key=lambda entry: entry[1])),
-            "merges": list(merges(tokenizer)),
+            "merges": list(merges(backend)),
         },
     }
 
 
-def hf_tokenizer_config(vocabulary: Vocabulary, *, split_special_tokens: bool = False) -> dict[str, Any]:
-    """The content of ``tokenizer_config.json``; the attributes are those that Chameleon's processor asks for."""
+def hf_tokenizer_config(
+    vocabulary: Vocabulary, names: Mapping[int, str] | None = None, *, split_special_tokens: bool = False
+) -> dict[str, Any]:
+    """The content of ``tokenizer_config.json``; the attributes are those that Chameleon's processor asks for.
+
+    ``names`` are an imported file's own, by id.
+    """
+
+    def name(token: int) -> str:
+        return (names or {}).get(token) or hf_token(vocabulary, token)
+
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": hf_token(vocabulary, BOS),
-        "eos_token": hf_token(vocabulary, EOS),
-        "pad_token": hf_token(vocabulary, PAD),
-        "unk_token": hf_token(vocabulary, UNK),
-        "sep_token": hf_token(vocabulary, vocabulary.eot),
-        "image_token": IMAGE_PLACEHOLDER,
-        "boi_token": hf_token(vocabulary, vocabulary.boi),
-        "eoi_token": hf_token(vocabulary, vocabulary.eoi),
+        "bos_token": name(BOS),
+        "eos_token": name(EOS),
+        "pad_token": name(PAD),
+        "unk_token": name(UNK),
+        "sep_token": name(vocabulary.eot),
+        "image_token": name(image_placeholder(vocabulary)),
+        "boi_token": name(vocabulary.boi),
+        "eoi_token": name(vocabulary.eoi),
         "clean_up_tokenization_spaces": False,
         "split_special_tokens": split_special_tokens,
         "model_max_length": 1_000_000_000,
@@ -111,10 +137,10 @@ def hf_token(vocabulary: Vocabulary, token: int) -> str:
     return IMAGE_PLACEHOLDER if token == image_placeholder(vocabulary) else vocabulary.name(token)
 
 
-def merges(tokenizer: TextTokenizer) -> Iterator[tuple[str, str]]:
+def merges(backend: SentencePieceBackend) -> Iterator[tuple[str, str]]:
     """Every split of a piece into two pieces, the best piece first."""
-    scores = {p.replace(SPACE, " "): s for p, s, is_byte in tokenizer.raw_pieces() if not is_byte}
-    ranked = sorted((-scores[p], n, p) for n, p in _spellings(tokenizer, with_bytes=False) if len(p) > 1)
+    scores = {p.replace(SPACE, " "): s for p, s, is_byte in backend.raw_pieces() if not is_byte}
+    ranked = sorted((-scores[p], n, p) for n, p in _spellings(backend, with_bytes=False) if len(p) > 1)
     for _, _, piece in ranked:
         for cut in range(1, len(piece)):
             left, right = piece[:cut], piece[cut:]
@@ -122,9 +148,9 @@ def merges(tokenizer: TextTokenizer) -> Iterator[tuple[str, str]]:
                 yield left, right
 
 
-def _spellings(tokenizer: TextTokenizer, *, with_bytes: bool = True) -> Iterator[tuple[int, str]]:
+def _spellings(backend: SentencePieceBackend, *, with_bytes: bool = True) -> Iterator[tuple[int, str]]:
     """Number and spelling of every piece that text can lead to."""
-    for number, (piece, _, is_byte) in enumerate(tokenizer.raw_pieces()):
+    for number, (piece, _, is_byte) in enumerate(backend.raw_pieces()):
         if number and (with_bytes or not is_byte):  # piece 0 is SentencePiece's own <unk>
             yield number, piece if is_byte else piece.replace(SPACE, " ")
 

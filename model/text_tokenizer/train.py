@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterable, Iterator
 
 from infra.errors import RecipeError, SourceError
-from model.text_tokenizer.codec import SPACE, TextTokenizer
+from model.text_tokenizer.backends import SPACE, SentencePieceBackend
+from model.text_tokenizer.codec import TextTokenizer
 from model.text_tokenizer.config import TextTokenizerConfig
 from model.vocabulary import Vocabulary
 
@@ -60,7 +61,7 @@ def train(texts: Iterable[str], config: TextTokenizerConfig, vocabulary: Vocabul
         if "sentences_.empty()" in str(e):
             raise SourceError("the sources hold no text to train the text tokenizer on; check their kinds") from e
         raise
-    return TextTokenizer(sink.getvalue(), vocabulary)
+    return TextTokenizer(SentencePieceBackend(sink.getvalue(), vocabulary))
 
 
 def cut(text: str, max_bytes: int) -> Iterator[str]:

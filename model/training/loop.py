@@ -27,6 +27,7 @@ from infra.storage import Storage
 from model.data.loader import Batch, SequenceLoader
 from model.training.checkpoint import Checkpoints
 from model.training.config import FinetuneConfig, PretrainConfig
+from model.training.engine import start_engine
 from model.training.evaluate import held_out_losses
 from model.training.guard import NonFiniteError, SpikeGuard
 from model.training.monitors import MetricsLog
@@ -120,20 +121,14 @@ class _Run:
     """The state of one call of :func:`train`."""
 
     def __init__(self, job: Training) -> None:
-        import deepspeed  # here: it probes the machine when imported, which a controller must not do
-
-        # On CPUs DeepSpeed would compile a shared-memory all-reduce at start: half a minute, and no run without g++.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        deepspeed.logger.setLevel("WARNING")  # a hundred lines at every start and checkpoint otherwise
         self.job, self.config, self.loader = job, job.config, job.loader
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.total, self.bf16 = job.loader.steps, use_bf16(job.resources)
-        deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
         job.model.activation_checkpointing = job.resources.activation_checkpointing
-        self.engine, *_ = deepspeed.initialize(
-            model=TrainingModule(job.model, self.config.z_loss, self.config.image_weight),
-            optimizer=make_optimizer(job.model, self.config.optimizer),
-            config=deepspeed_json(
+        self.engine = start_engine(
+            TrainingModule(job.model, self.config.z_loss, self.config.image_weight),
+            make_optimizer(job.model, self.config.optimizer),
+            deepspeed_json(
                 job.resources,
                 bf16=self.bf16,
                 world=self.world,
@@ -141,7 +136,6 @@ class _Run:
                 accumulation=self.loader.accumulation,
                 clip=self.config.optimizer.clip,
             ),
-            dist_init_required=False,
         )
         self.device = self.engine.device
         self.spikes = SpikeGuard(self.config.guard)

@@ -5,7 +5,8 @@ A line's keys: ``step`` (1-based, the step just finished), ``stage``, ``loss`` (
 clipping), ``spike`` (only on a spike: multiple of the rolling median), ``learning_rate``, ``output_norm`` (mean L2 norm
 of the last layer's output, which the paper watches as the first sign of divergence), ``image_share`` (of the counted
 labels), ``tokens`` (not padding, this step), ``total_tokens``, ``tokens_per_s``; and every ``evaluate_every`` steps
-``held_out``: ``{source: {"text": loss, "image": loss}}``.
+``held_out``: ``{source: {"text": loss, "image": loss}}``. The image tokenizer's lines have keys of their own
+(``docs/image-tokenizer.md``) and the same ways.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from infra.storage import Storage
 
@@ -40,7 +44,7 @@ class MetricsLog:
             self._path.write_bytes(store.get_or_none(METRICS) or b"")
         self._path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in _whole_lines(self._path) if json.loads(line)["step"] <= first_step]
-        self.total_tokens = int(json.loads(kept[-1])["total_tokens"]) if kept else 0
+        self.total_tokens = int(json.loads(kept[-1]).get("total_tokens", 0)) if kept else 0
         aside = self._path.with_suffix(".aside")  # a kill here must not cost the lines so far
         aside.write_text("".join(kept), encoding="utf-8")
         aside.replace(self._path)
@@ -54,6 +58,11 @@ class MetricsLog:
         if self._board is not None:
             for name, value in _flat(line):
                 self._board.add_scalar(name, value, line["step"])
+
+    def show(self, name: str, picture: npt.NDArray[np.uint8], step: int) -> None:
+        """A picture, (height, width, 3), for TensorBoard; the log's file holds figures alone."""
+        if self._board is not None:
+            self._board.add_image(name, picture, step, dataformats="HWC")
 
     def keep(self) -> None:
         """Makes everything so far lasting."""
@@ -94,6 +103,10 @@ def _event_writer(store: Storage, first_step: int) -> Any:
 def _flat(line: dict[str, Any]) -> Iterator[tuple[str, float]]:
     for key, value in line.items():
         if key == "held_out":
-            yield from ((f"held_out/{source}/{m}", loss) for source, by in value.items() for m, loss in by.items())
+            for name, found in value.items():
+                if isinstance(found, dict):  # a source's losses, by modality
+                    yield from ((f"held_out/{name}/{modality}", loss) for modality, loss in found.items())
+                else:
+                    yield f"held_out/{name}", found
         elif key != "step" and isinstance(value, int | float):
             yield f"train/{key}", value

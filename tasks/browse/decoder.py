@@ -15,7 +15,10 @@ DECODE_BATCH = 16
 
 
 class Decoder:
-    """Shows what codes stand for: collects them, and decodes batch by batch at the end."""
+    """Shows what codes stand for: collects them, and decodes batch by batch at the end.
+
+    An image tokenizer without a decoder shows nothing, and says so in each picture's place.
+    """
 
     def __init__(self, store: Storage) -> None:
         from model.image_tokenizer.load import load_image_tokenizer
@@ -26,6 +29,8 @@ class Decoder:
 
     def add(self, codes: Any) -> dict[str, str]:
         """A mapping that gets its ``uri`` when :meth:`finish` has decoded it."""
+        if not self._tokenizer.has_decoder:
+            return {"uri": "", "why": "the image tokenizer has no decoder"}
         self._codes.append(codes.astype(np.int64))
         self._slots.append({"uri": ""})
         return self._slots[-1]

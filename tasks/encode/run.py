@@ -36,12 +36,22 @@ class SampleEncoder:
     def __init__(self, context: StepContext) -> None:
         import torch
 
+        from model.image_tokenizer.fast import keep_freed_memory
         from model.image_tokenizer.load import load_image_tokenizer
 
         torch.set_num_threads(1)  # codes may depend on it in the last bit, and workers share the cores
         self._context = context
         resources, recipe = context.recipe.resources, context.recipe
-        self._tokenizer = load_image_tokenizer(context.store("image-tokenizer"), _device(resources.data_gpus))
+        device = _device(resources.data_gpus)
+        if device == "cpu":
+            keep_freed_memory()
+        self._tokenizer = load_image_tokenizer(
+            context.store("image-tokenizer"),
+            device,
+            decoder=False,
+            precision=recipe.encode.precision,
+            compile=recipe.encode.compile,
+        )
         self._batch = recipe.encode.batch
         threads = _decode_threads(resources)
         self._preparer = Preparer(

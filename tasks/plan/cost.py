@@ -173,7 +173,7 @@ def _training(recipe: Recipe, rates: Rates) -> tuple[Line, ...]:
     share = f"{rates.device_flops.value / 1e12:,.4g} TFLOP/s × {rates.train_utilisation.value:.0%}"
     tokenizer_parameters, _, training_flops = image_tokenizer_cost(recipe)
     training = recipe.image_tokenizer_training
-    seen = training.steps * training.batch
+    seen = 0 if recipe.image_tokenizer_import.file is not None else training.steps * training.batch
     steps = math.ceil(recipe.mix.tokens / length / recipe.pretrain.batch)
     # fp32 master weights and both moments, and the weights in the training precision
     checkpoint = parameters * (12 + (2 if recipe.resources.precision == "bf16" else 4))

@@ -23,7 +23,7 @@ ACCENT, PALE, GREY, INK = "#2b8a5b", "#a9d5bf", "#c3c8cf", "#22272e"
 SOURCES = ("#2b8a5b", "#7b5ea7", "#c2571a", "#2f6db3", "#b8930f", "#b0426a", "#3b8f98", "#6b7280")
 """Colours of sources, in the recipe's order."""
 
-_STYLE: Any = {
+STYLE: Any = {
     "svg.hashsalt": "calumma",
     "svg.fonttype": "none",
     "font.family": "DejaVu Sans",
@@ -174,7 +174,7 @@ def running_mean(values: Sequence[float], share: float = 0.03) -> list[float]:
 
 @contextmanager
 def _axes(x_label: str, y_label: str, height: float = 2.6, width: float = 4.4) -> Iterator[tuple[Figure, Any]]:
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         axes: Any = figure.subplots()
         axes.set_xlabel(x_label)

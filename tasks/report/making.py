@@ -18,6 +18,7 @@ from tasks.report.figures import Bands, Line
 from tasks.report.html import png_uri
 from tasks.report.read import Run, in_order
 from tasks.steps import BY_NAME
+from tasks.train import fertility
 
 CODES_READ = 20_000_000
 """Codes counted for the codebook's use, at most."""
@@ -87,16 +88,23 @@ def code_counts(run: Run) -> list[int]:
 
 
 def text_tokenizer(run: Run) -> dict[str, Any]:
-    """Pieces, and how many bytes each token covers, by source."""
+    """Pieces, and how many tokens texts need, by source, by language and for code."""
     facts = run.facts("text-tokenizer")
-    fertility = in_order(run, facts.get("held_out", {}))
+    measured = facts.get("fertility", {})
+    sources = in_order(run, fertility.by_source(measured))
+    languages = fertility.by_language(measured, run.recipe.text_tokenizer.code)
+    tables = [_costs(by, groups) for by, groups in (("source", sources), ("language", languages)) if groups]
     return {
         "pieces": facts.get("pieces"),
+        "imported": facts.get("imported"),
         "examples": facts.get("examples", []),
-        "fertility": fertility,
-        "most": max((f["bytes_per_token"] for f in fertility.values()), default=1),
-        "trained_on": facts.get("trained_on_bytes", {}),
+        "tables": tables,
     }
+
+
+def _costs(by: str, groups: Mapping[str, fertility.Sums]) -> dict[str, Any]:
+    rows = {name: {**sums, **fertility.ratios(sums)} for name, sums in groups.items()}
+    return {"by": by, "rows": rows, "most": max(row["tokens_per_character"] or 0 for row in rows.values()) or 1}
 
 
 def mixture(run: Run) -> dict[str, Any]:

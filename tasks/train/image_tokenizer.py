@@ -1,7 +1,8 @@
 """Step ``image-tokenizer``: the VQ-GAN, trained on the selected pictures, measured on held-out ones.
 
 Output: ``model.safetensors`` and ``config.json``, ``metrics.jsonl`` (one JSON object a line: step, losses, psnr, use of
-the codebook) and ``reconstructions.png`` (rows in turn of pictures and of what the tokenizer makes of them).
+the codebook, figures of held-out pictures), ``curves.png`` of it, ``reconstructions.png`` (rows in turn of pictures and
+of what the tokenizer makes of them), and under ``evaluations`` such sheets of while it was trained.
 """
 
 from __future__ import annotations
@@ -14,18 +15,28 @@ from infra.errors import RecipeError
 from infra.settings import ResourcesConfig
 from infra.storage import Storage
 from infra.store.commit import entry, entry_of_file
+from model.image_tokenizer.config import ImageTokenizerTraining
 from tasks.context import StepContext
 from tasks.encode.transforms import Pixels
+from tasks.fingerprint import folder_of
 from tasks.progress import Progress
+from tasks.sheets import png
+from tasks.train.imported import import_image_tokenizer
 from tasks.train.launch import StopRequest, launch
-from tasks.train.pictures import HELD_OUT, TRAINING, collect, discard, load_pictures
+from tasks.train.pictures import FACES, HELD_OUT, OBJECTS, TRAINING, collect, discard, load_boxes, load_pictures
+from tasks.train.weights import check_weights, local_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from model.image_tokenizer.load import ImageTokenizer
 
+STEP = "image-tokenizer"
 RECONSTRUCTIONS = "reconstructions.png"
+CURVES = "curves.png"
+EVALUATIONS = "evaluations"
+SHEETS = 12
+"""Sheets of while it was trained that are kept at most."""
 SHOWN = 48
 SHOWN_A_ROW = 12
 SHOWN_SIDE = 128
@@ -39,6 +50,10 @@ def run(context: StepContext) -> None:
     from model.image_tokenizer.train import remove_checkpoints
 
     context.manifest("select")
+    if context.recipe.image_tokenizer_import.file is not None:
+        import_image_tokenizer(context)
+        return
+    check_weights(context.recipe)
     collect(context)
     if not context.store().size(TRAINING):
         raise RecipeError("no source has a readable picture that is not held out: there is nothing to train on")
@@ -56,6 +71,7 @@ def arguments(context: StepContext) -> dict[str, Any]:
         "training": recipe.image_tokenizer_training,
         "resources": recipe.resources,
         "seed": recipe.seed,
+        "folder": recipe.folder,
         "fingerprint": context.fingerprint,
         "store": context.store().root,
         "workdir": context.root,
@@ -66,58 +82,99 @@ def arguments(context: StepContext) -> dict[str, Any]:
 def train_worker(arguments: dict[str, Any]) -> None:
     """One worker of the training. Everything comes in by value; everything goes out through the step's folder."""
     import torch
+    from PIL import Image
 
+    from model.image_tokenizer.batches import Regions
     from model.image_tokenizer.train import train
+    from model.training.optimizer import use_bf16
 
     resources: ResourcesConfig = arguments["resources"]
-    store, config = Storage(arguments["store"]), arguments["config"]
+    store, config, fingerprint = Storage(arguments["store"]), arguments["config"], arguments["fingerprint"]
     progress = Progress(Storage(arguments["workdir"]), arguments["job"])
-    steps = arguments["training"].steps
+    # On CPUs only by name: whether bf16 pays there for models as narrow as are trained on them was not measured.
+    bf16 = resources.precision == "bf16" or (resources.accelerator is not None and use_bf16(resources))
+    training: ImageTokenizerTraining = arguments["training"]
 
     def report(step: int, figures: dict[str, float]) -> None:
         note = f"PSNR {figures['psnr']:.1f} dB, {figures['codebook_used']:.0%} of the codes in use"
-        progress.update(step, steps, "steps", note=note)
+        if "held_out_psnr" in figures:
+            note += f"; held-out {figures['held_out_psnr']:.1f} dB"
+        progress.update(step, training.steps, "steps", note=note)
 
-    train(
-        config,
-        arguments["training"],
-        load_pictures(store, TRAINING, config.resolution),
-        store,
-        seed=arguments["seed"],
-        identity=arguments["fingerprint"],
-        device="cpu" if resources.accelerator is None else f"cuda:{torch.cuda.current_device()}",
-        precision=resources.precision,
-        report=report,
-        should_stop=StopRequest(arguments["workdir"], arguments["job"]),
-    )
+    def show(step: int, sheet: Pixels) -> None:
+        name = f"{EVALUATIONS}/step-{step:09d}.png"
+        store.put(name, png(Image.fromarray(sheet)))
+        progress.picture = f"{folder_of(STEP, fingerprint)}/{name}"
+        thin(store)
+
+    with local_weights(training, arguments["folder"]) as training_here:
+        train(
+            config,
+            training_here,
+            load_pictures(store, TRAINING, config.resolution),
+            store,
+            regions=Regions(*(load_boxes(store, name, training.region_boxes) for name in (FACES, OBJECTS))),
+            held_out=load_pictures(store, HELD_OUT, config.resolution),
+            seed=arguments["seed"],
+            identity=fingerprint,
+            device="cpu" if resources.accelerator is None else f"cuda:{torch.cuda.current_device()}",
+            precision="bf16" if bf16 else "fp32",
+            resources=resources,
+            report=report,
+            show=show,
+            should_stop=StopRequest(arguments["workdir"], arguments["job"]),
+        )
+
+
+def thin(store: Storage) -> None:
+    """Keeps at most :data:`SHEETS` sheets of a long training, spread over it, the first and the newest among them."""
+    names = store.list(EVALUATIONS, ".png")
+    while len(names) > SHEETS:
+        steps = [int(name.removeprefix("step-").removesuffix(".png")) for name in names]
+        least = min(range(1, len(names) - 1), key=lambda i: steps[i + 1] - steps[i - 1])  # the least gap is left
+        store.delete(f"{EVALUATIONS}/{names.pop(least)}")
 
 
 def finish(context: StepContext) -> None:
     """Measures the trained tokenizer, draws reconstructions and commits the step.
 
     Facts: ``psnr`` (dB), ``ssim`` and ``l1`` (of values 0 … 1) of reconstructions of held-out pictures, or of training
-    pictures where none are held out (``measured_on`` says which); ``codebook_used`` (share) and ``perplexity`` of the
-    codes of training pictures.
+    pictures where none are held out (``measured_on`` says which); ``held_out``: what the training's last look at
+    ``evaluate_pictures`` of them found, with ``lpips`` and ``rfid`` where weights are given; ``codebook_used`` (share)
+    and ``perplexity`` of the codes of training pictures; under ``pictures`` how many show faces and salient objects.
     """
     from model.image_tokenizer.load import CONFIG, WEIGHTS, load_image_tokenizer
-    from model.image_tokenizer.train import METRICS
+    from model.training.monitors import METRICS, read_metrics
+    from tasks.train.curves import curves_png
 
     store, side = context.store(), context.recipe.image_tokenizer.resolution
+    boxes = context.recipe.image_tokenizer_training.region_boxes
     tokenizer = load_image_tokenizer(store)
     training, held_out = (load_pictures(store, name, side) for name in (TRAINING, HELD_OUT))
+    shown = {name: int((load_boxes(store, name, boxes)[:, :, 2] > 0).any(1).sum()) for name in (FACES, OBJECTS)}
     measured = held_out if len(held_out) else training[:COUNTED]
     quality, sheet = measure(tokenizer, measured)
     store.put(RECONSTRUCTIONS, sheet)
+    lines = read_metrics(store)
+    store.put(CURVES, curves_png(lines))
+    looks = [line["held_out"] for line in lines if "held_out" in line]
+    sheets = [f"{EVALUATIONS}/{name}" for name in store.list(EVALUATIONS, ".png")]
     context.finish(
         files=[
-            *(entry_of_file(store, name) for name in (CONFIG, METRICS, WEIGHTS)),
+            *(entry_of_file(store, name) for name in (CONFIG, METRICS, WEIGHTS, CURVES, *sheets)),
             entry(RECONSTRUCTIONS, sheet),
         ],
         facts={
             **quality,
             **codebook_use(tokenizer, training[:COUNTED]),
+            **({"held_out": looks[-1]} if looks else {}),
             "measured_on": "held-out" if len(held_out) else "training",
-            "pictures": {"training": len(training), "held_out": len(held_out)},
+            "pictures": {
+                "training": len(training),
+                "held_out": len(held_out),
+                "with_faces": shown[FACES],
+                "with_objects": shown[OBJECTS],
+            },
             "parameters": sum(p.numel() for p in tokenizer.model.parameters()),
             "steps": context.recipe.image_tokenizer_training.steps,
         },

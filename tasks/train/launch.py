@@ -32,6 +32,10 @@ TrainFunction = Callable[[dict[str, Any]], None]
 WORKER_ENVIRONMENT = {
     # Two processes of one thread beat one of two: OpenMP's spinning barriers cost 3-10x on shared cores.
     "OMP_NUM_THREADS": "1",
+    # glibc gives freed memory back to the system at once and takes it again, a page fault for every 4 KiB of every
+    # activation; kept instead, a step of the image tokenizer takes a fifth less processor time.
+    "MALLOC_TRIM_THRESHOLD_": str(4 * 2**30),
+    "MALLOC_MMAP_THRESHOLD_": str(32 * 2**20),
     # A worker's stack of a crash in native code, which Ray would otherwise show as "worker died".
     "PYTHONFAULTHANDLER": "1",
 }

@@ -2,7 +2,8 @@
 
 Which ones is decided without reading a source: different pictures by their sha256, from what ``scan`` found, those
 with the lowest hash of (seed, sha256) if there are more than wanted. A picture that is held out is never trained on:
-``scan`` holds out every sample that shows it, so its own hash tells.
+``scan`` holds out every sample that shows it, so its own hash tells. Beside the training pictures lie the boxes of
+their faces and salient objects.
 """
 
 from __future__ import annotations
@@ -16,20 +17,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from infra.storage import Storage
 from tasks.context import StepContext
 from tasks.encode.decode import ImageError
 from tasks.encode.transforms import Pixels, transform
 from tasks.scan.examine import is_held_out
+from tasks.scan.facts import ImageFacts
 from tasks.scan.selected import selected, selected_rows, work_items
 from tasks.sources.base import WorkItem
+from tasks.train.boxes import as_rows, faces_in_square, salient_boxes
 
 ASIDE = "calumma-pictures-"
 TRAINING = "scratch/training.u8"
 HELD_OUT = "scratch/held-out.u8"
+FACES = "scratch/training.faces.i16"
+OBJECTS = "scratch/training.objects.i16"
+SCRATCH = (FACES, OBJECTS, TRAINING, HELD_OUT)
 MEASURED = 1024
-"""Held-out pictures, at most, that the finished tokenizer is measured on."""
+"""Held-out pictures that the finished tokenizer is measured on; more if the training looks at more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +77,7 @@ def choose(context: StepContext) -> Choice:
     """
     recipe, items = context.recipe, work_items(context)
     training = _Lowest(recipe.image_tokenizer_training.pictures, recipe.seed)
-    held_out = _Lowest(MEASURED, recipe.seed)
+    held_out = _Lowest(max(MEASURED, recipe.image_tokenizer_training.evaluate_pictures), recipe.seed)
     for item in items:
         for row in selected_rows(context, item.part).values():
             for image in row.images:
@@ -86,10 +93,12 @@ def collect(context: StepContext) -> None:
     """Decodes the chosen pictures into :data:`TRAINING` and :data:`HELD_OUT`: uint8, (n, side, side, 3), no header.
 
     They lie in source order. What cannot be decoded is left out here; ``encode`` accounts for it. Arrays that an
-    earlier attempt finished are taken as they are.
+    earlier attempt finished are taken as they are. :data:`FACES` and :data:`OBJECTS` are int16, (n, boxes, 4), for the
+    training pictures: x, y, width, height in the square; objects are only looked for where they weigh anything.
     """
-    store, side = context.store(), context.recipe.image_tokenizer.resolution
-    if store.exists(TRAINING) and store.exists(HELD_OUT):
+    store, training = context.store(), context.recipe.image_tokenizer_training
+    side, boxes = context.recipe.image_tokenizer.resolution, training.region_boxes
+    if all(store.exists(name) for name in SCRATCH):
         return
     choice = choose(context)
     total = len(choice.training) + len(choice.held_out)
@@ -99,11 +108,22 @@ def collect(context: StepContext) -> None:
         for left in store.path().glob(f"{ASIDE}*"):  # of a run that was killed
             shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=_near(store), prefix=ASIDE) as folder:
-        names = {TRAINING: Path(folder) / "training", HELD_OUT: Path(folder) / "held-out"}
-        with open(names[TRAINING], "wb") as training, open(names[HELD_OUT], "wb") as held_out:
-            for done, (sha256, pixels) in enumerate(_squares(context, choice), 1):
-                (training if sha256 in choice.training else held_out).write(pixels.tobytes())
+        names = {name: Path(folder) / name.rpartition("/")[2] for name in SCRATCH}
+        files = {name: path.open("wb") for name, path in names.items()}
+        try:
+            for done, (facts, pixels) in enumerate(_squares(context, choice), 1):
+                if facts.sha256 in choice.training:
+                    faces = faces_in_square(facts.faces, facts.width, facts.height, side)
+                    objects = salient_boxes(pixels, boxes) if training.objects_weigh else []
+                    files[TRAINING].write(pixels.tobytes())
+                    files[FACES].write(as_rows(faces, boxes).tobytes())
+                    files[OBJECTS].write(as_rows(objects, boxes).tobytes())
+                else:
+                    files[HELD_OUT].write(pixels.tobytes())
                 context.progress.update(done, total, "pictures", note="reading pictures")
+        finally:
+            for file in files.values():
+                file.close()
         for name, path in names.items():
             if store.local:
                 store.path(name).parent.mkdir(parents=True, exist_ok=True)
@@ -120,9 +140,14 @@ def load_pictures(store: Storage, name: str, side: int) -> Pixels:
     return np.frombuffer(store.get(name), np.uint8).reshape(shape)
 
 
+def load_boxes(store: Storage, name: str, boxes: int) -> npt.NDArray[np.int16]:
+    """Boxes made by :func:`collect`, (n, boxes, 4) int16."""
+    return np.frombuffer(store.get(name), np.int16).reshape(-1, boxes, 4)
+
+
 def discard(store: Storage) -> None:
     """Removes the scratch arrays."""
-    for name in (TRAINING, HELD_OUT):
+    for name in SCRATCH:
         store.delete(name)
 
 
@@ -134,8 +159,8 @@ def _near(store: Storage) -> str | None:
     return str(store.path())
 
 
-def _squares(context: StepContext, choice: Choice) -> Iterator[tuple[bytes, Pixels]]:
-    """Every chosen picture once, cropped, in source order."""
+def _squares(context: StepContext, choice: Choice) -> Iterator[tuple[ImageFacts, Pixels]]:
+    """Every chosen picture once, cropped, with what ``scan`` knows of it, in source order."""
     recipe = context.recipe
     how, side = transform(recipe.pictures.transform), recipe.image_tokenizer.resolution
     left = set(choice.training | choice.held_out)
@@ -149,7 +174,7 @@ def _squares(context: StepContext, choice: Choice) -> Iterator[tuple[bytes, Pixe
                 except ImageError:
                     continue
                 left.discard(facts.sha256)
-                yield facts.sha256, square
+                yield facts, square
 
 
 def _place(sha256: bytes, seed: int) -> bytes:

@@ -2,7 +2,8 @@
 
 A source's share of the sample is bounded by what it has; what it leaves goes to the others. Of a large source only as
 many work items are read, in seeded order, as hold a few times its share; of their texts each is taken or not by a hash.
-Held-out samples are never trained on: the figures of the manifest are measured on them.
+Held-out samples are never trained on: the figures of the manifest are measured on them. Where the recipe names a file,
+that tokenizer is checked and imported instead, and texts are read for the figures alone.
 """
 
 from __future__ import annotations
@@ -12,19 +13,27 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from pathlib import PurePath
 from typing import Any
 
+from infra.errors import SourceError
 from infra.store.commit import entry, load_part
 from model.text_tokenizer.codec import TextTokenizer
+from model.text_tokenizer.importing import import_tokenizer
 from model.text_tokenizer.train import cut, train
 from tasks.context import StepContext
+from tasks.fingerprint import imported_fingerprint
+from tasks.scan.inputs import file_bytes
+from tasks.scan.languages import Languages
 from tasks.scan.selected import selected, work_items
 from tasks.sources.base import RawSample, WorkItem
+from tasks.steps import BY_NAME
+from tasks.train.fertility import HeldOut, measure
 
 OVERSAMPLE = 4
 """Texts read for each that is taken, where a source has so many: one work item may be unlike the others."""
-MEASURED_BYTES = 200_000
-"""Held-out text a source that the tokenizer is measured on."""
+IMPORTED_BYTES = 50_000_000
+"""Text read, over all sources, to measure an imported tokenizer on what of it is held out."""
 
 
 @dataclass(slots=True)
@@ -35,28 +44,24 @@ class Sample:
     plan: Sequence[tuple[WorkItem, float]]
     """Work items in reading order, each with the share of its texts to take."""
     total: int
+    held_out: HeldOut
     taken: Counter[str] = field(default_factory=Counter)
     """Bytes by source."""
-    held_out: dict[str, list[str]] = field(default_factory=dict)
-    _held_out_bytes: Counter[str] = field(default_factory=Counter)
 
     def __iter__(self) -> Iterator[str]:
         seed, max_bytes = self.context.recipe.seed, self.context.recipe.text_tokenizer.max_sentence_bytes
         for item, rate in self.plan:
             for raw, row in selected(self.context, item):
+                if row.held_out:
+                    for text in texts_of(raw):
+                        self.held_out.add(item.source, text, raw.category)
+                    continue
                 # By the sentence, not by the text: one book would be a fifth of a small sample, or missing from it.
                 for number, text in enumerate(s for whole in texts_of(raw) for s in cut(whole, max_bytes)):
-                    if row.held_out:
-                        self._measure_on(item.source, text)
-                    elif is_taken(row.sample_id, number, rate, seed):
+                    if is_taken(row.sample_id, number, rate, seed):
                         self.taken[item.source] += len(text.encode())
                         yield text
             self.context.progress.update(sum(self.taken.values()), self.total, "bytes", note=f"reading {item.source}")
-
-    def _measure_on(self, source: str, text: str) -> None:
-        if self._held_out_bytes[source] < MEASURED_BYTES:
-            self._held_out_bytes[source] += len(text.encode())
-            self.held_out.setdefault(source, []).append(text)
 
 
 def texts_of(sample: RawSample) -> Iterator[str]:
@@ -118,40 +123,49 @@ def reading_plan(
     return plan
 
 
-def measure(tokenizer: TextTokenizer, texts: Mapping[str, Sequence[str]]) -> dict[str, dict[str, float]]:
-    """By source: bytes measured on, tokens a byte, bytes a token."""
-    found = {}
-    for source in sorted(texts):
-        size = sum(len(t.encode()) for t in texts[source])
-        tokens = sum(len(tokenizer.encode(t)) for t in texts[source])
-        if tokens:
-            found[source] = {
-                "bytes": size,
-                "tokens_per_byte": round(tokens / size, 4),
-                "bytes_per_token": round(size / tokens, 3),
-            }
-    return found
+def _imported(context: StepContext, file: str) -> tuple[TextTokenizer, dict[str, Any]]:
+    """The recipe's tokenizer file, if it is still the one that the step's address speaks of, and facts about it."""
+    recipe = context.recipe
+    data = file_bytes(file, recipe.folder, "text_tokenizer.file")
+    digest = hashlib.sha256(data).hexdigest()
+    inputs = {name: context.fingerprints[name] for name in BY_NAME[context.step].inputs}
+    if imported_fingerprint(recipe, inputs, digest) != context.fingerprint:
+        raise SourceError(
+            f"{file}: the tokenizer changed after the run began. Run again: what it makes is another one."
+        )
+    tokenizer = import_tokenizer(data, file, recipe.vocabulary, lossy=recipe.text_tokenizer.lossy)
+    return tokenizer, {"file": PurePath(file).name, "sha256": digest, "alters": list(tokenizer.alters)}
 
 
 def run(context: StepContext) -> None:
-    """Trains the tokenizer and commits ``text.model`` and ``text.json``."""
+    """Trains or imports the tokenizer and commits its two files."""
     recipe = context.recipe
     config, items = recipe.text_tokenizer, work_items(context)
     available = {i.part: int(load_part(context.store("scan"), i.part).facts["text_bytes"]) for i in items}
     by_source = dict.fromkeys((s.name for s in recipe.sources), 0)
     for item in items:
         by_source[item.source] += available[item.part]
-    quota = quotas(by_source, config.weights, config.sample_bytes)
-    sample = Sample(context, reading_plan(items, available, quota, recipe.seed), sum(quota.values()))
-    tokenizer = train(sample, config, recipe.vocabulary)
+    wanted = config.sample_bytes if config.file is None else min(config.sample_bytes, IMPORTED_BYTES)
+    quota = quotas(by_source, config.weights, wanted)
+    languages = Languages(recipe.scan.min_language_score, recipe.scan.language_chars)
+    held_out = HeldOut(lambda text: languages.of([text]))
+    sample = Sample(context, reading_plan(items, available, quota, recipe.seed), sum(quota.values()), held_out)
+    made: dict[str, Any] = {}
+    if config.file is None:
+        tokenizer = train(sample, config, recipe.vocabulary)
+        made["trained_on_bytes"] = dict(sorted(sample.taken.items()))
+    else:
+        tokenizer, made["imported"] = _imported(context, config.file)
+        for _ in sample:  # which collects the held-out texts
+            pass
     files = tokenizer.files()
     for name, data in sorted(files.items()):
         context.store().put(name, data)
     facts: dict[str, Any] = {
+        **made,
         "pieces": tokenizer.pieces,
         "unused_ids": recipe.vocabulary.text_pieces - tokenizer.pieces,
-        "trained_on_bytes": dict(sorted(sample.taken.items())),
-        "held_out": measure(tokenizer, sample.held_out),
+        "fertility": measure(tokenizer, held_out.texts),
         "examples": [tokenizer.piece(recipe.vocabulary.text_start + n) for n in range(257, min(tokenizer.pieces, 297))],
     }
     context.progress.update(sample.total, sample.total, "bytes", note=f"{tokenizer.pieces:,} pieces", force=True)

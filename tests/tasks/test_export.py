@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from infra.errors import StepFailed
 from model.image_tokenizer.config import ImageTokenizerConfig
@@ -59,6 +61,34 @@ def test_transformers_computes_the_same_and_writes_text(transformer: Transformer
     assert config["vocabulary_map"]["<racm3:break>"] == VOCABULARY.boi
     assert config["vocabulary_map"]["IMGIMGBFZ"] == 4 + 15
     assert config["image_token_id"] == config["vocabulary_map"]["<image>"]
+
+
+def test_the_exported_processor_feeds_the_exported_model(
+    transformer: Transformer, tokenizers: Tokenizers, tmp_path: Path
+) -> None:
+    """Placeholders with pixels, and the codes of these pixels as ids, come to the same hidden states."""
+    from transformers import ChameleonForConditionalGeneration
+
+    from model.processor.processing_calumma import CalummaProcessor
+
+    for name, data in export_files(transformer, tokenizers, 128).items():
+        (tmp_path / name).write_bytes(data)
+    processor = CalummaProcessor.from_pretrained(tmp_path)
+    theirs = ChameleonForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    picture = Image.linear_gradient("L").resize((16, 16)).convert("RGB")
+    batch = processor([["A red <image> ", picture, " and"], "a <racm3:break> pear"], padding=True, return_tensors="pt")
+    with torch.inference_mode():
+        hidden = theirs.model(**batch)[0]
+        codes = theirs.model.get_image_tokens(batch["pixel_values"])[0] - 4
+        known = processor(
+            [["A red <image> ", codes, " and"], "a <racm3:break> pear"], padding=True, return_tensors="pt"
+        )
+        assert "pixel_values" not in known
+        assert torch.allclose(theirs.model(**known)[0], hidden, atol=1e-5)
+    picture.save(tmp_path / "p.png")
+    for given in (picture, tmp_path / "p.png"):
+        ours = tokenizers.interleaver().documents([["A red <image> ", given, " and"]]).ids[0]
+        assert known["input_ids"][0].tolist()[: len(ours)] == ours
 
 
 def test_the_same_model_gives_the_same_bytes(transformer: Transformer, tokenizers: Tokenizers) -> None:

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.generation.modality import GenerationError, Modality, ModalityMachine, Phase, spans
+from model.generation.modality import GenerationError, Modality, ModalityMachine, Phase
+from model.processor.interleave import spans
 from model.vocabulary import BOS, EOS, FIRST_IMAGE_CODE, PAD, Vocabulary
 
 V = Vocabulary(image_codes=8, text_start=20, size=300)

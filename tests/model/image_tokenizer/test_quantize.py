@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.image_tokenizer import quantize
 from model.image_tokenizer.quantize import VectorQuantizer, kmeans, nearest, sample_far
@@ -21,11 +24,39 @@ def test_nearest_is_nearest(count: int, codes: int, dim: int, seed: int) -> None
     assert torch.allclose(found.double(), best, atol=1e-5)
 
 
-def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    x_ND, e_KD = torch.randn(100, 4), torch.randn(10, 4)
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 50), st.integers(1, 400), st.integers(0, 1000))
+def test_memory_changes_nothing(codes: int, memory: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x_ND, e_KD = torch.randn(60, 4, generator=generator), torch.randn(codes, 4, generator=generator)
     whole = nearest(x_ND, e_KD)
-    monkeypatch.setattr(quantize, "CHUNK", 7)
-    assert torch.equal(nearest(x_ND, e_KD), whole)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(quantize.MEMORY, "cpu", memory)
+        assert torch.equal(nearest(x_ND, e_KD), whole)
+
+
+def test_of_equally_near_entries_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    e_KD = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, -1.0], [-1.0, 0.0], [0.0, 1.0]])
+    x_ND = torch.cat([torch.zeros(1, 2), e_KD, torch.tensor([[2.0, 2.0], [-3.0, -3.0]])])
+    monkeypatch.setitem(quantize.MEMORY, "cpu", 4 * 6 * 2)
+    assert nearest(x_ND, e_KD).tolist() == [0, 0, 1, 0, 3, 4, 1, 0, 3]
+
+
+def test_all_distances_are_never_held_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    largest = 0
+
+    class Spy(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor) and out.shape[1:] == (128,):
+                largest = max(largest, out.numel() * out.element_size())
+            return out
+
+    monkeypatch.setitem(quantize.MEMORY, "cpu", 4096)
+    with Spy():
+        nearest(torch.randn(1000, 4), torch.randn(128, 4))
+    assert 0 < largest <= 4096
 
 
 def test_losses_move_the_right_side() -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,64 +18,25 @@ import torch
 from infra.errors import RecipeError, StepFailed, StoreError
 from infra.storage import Storage
 from model.image_tokenizer import train as train_module
-from model.image_tokenizer.config import ImageTokenizerConfig, ImageTokenizerTraining
 from model.image_tokenizer.load import WEIGHTS, load_image_tokenizer
 from model.image_tokenizer.losses import psnr
-from model.image_tokenizer.schedule import PictureOrder, learning_rate_factor
 from model.image_tokenizer.train import METRICS, remove_checkpoints, train
 from model.image_tokenizer.trainer import Trainer
+from tests.model.image_tokenizer.toys import CONFIG, regions, settings, squares
 
 RANK = Path(__file__).with_name("rank.py")
-CONFIG = ImageTokenizerConfig(
-    resolution=16,
-    codes=16,
-    channels=16,
-    multipliers=(1, 1, 1),
-    residual_blocks=1,
-    z_channels=16,
-    embed_dim=8,
-    norm_groups=4,
-)
-
-
-def settings(**changes: object) -> ImageTokenizerTraining:
-    base = {
-        "steps": 12,
-        "batch": 4,
-        "learning_rate": 2e-3,
-        "discriminator_learning_rate": 2e-3,
-        "schedule": "cosine",
-        "codebook_start": 0.25,
-        "revive_after": 3,
-        "perceptual_weight": 0.0,
-        "discriminator_start": 7,
-        "discriminator_channels": 8,
-        "discriminator_layers": 2,
-        "flip": True,
-        "ema": 0.9,
-        "log_every": 2,
-        "checkpoint_every": 5,
-    }
-    return ImageTokenizerTraining(**{**base, **changes})  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="session")
 def pictures() -> npt.NDArray[np.uint8]:
-    """Two-coloured squares: easy, but not trivial."""
-    rng = np.random.default_rng(0)
-    found = np.empty((24, 16, 16, 3), np.uint8)
-    for i in range(len(found)):
-        found[i] = rng.integers(0, 256, 3)
-        x, y = rng.integers(0, 8, 2)
-        found[i, y : y + 8, x : x + 8] = rng.integers(0, 256, 3)
-    return found
+    return squares()[0]
 
 
 def weights(store: Storage) -> bytes:
     return store.get(WEIGHTS)
 
 
-def lines(store: Storage) -> list[dict[str, float]]:
+def lines(store: Storage) -> list[dict[str, Any]]:
     return [json.loads(line) for line in store.get(METRICS).splitlines()]
 
 
@@ -95,6 +58,15 @@ def test_it_learns(pictures: npt.NDArray[np.uint8], tmp_path: Path) -> None:
     assert figures[-1]["l1"] < figures[0]["l1"]
     assert figures[0]["codebook_used"] == 0  # still without quantisation
     assert figures[-1]["codebook_used"] > 0.7
+
+
+def test_crops_train_a_tokenizer_of_whole_pictures(pictures: npt.NDArray[np.uint8], tmp_path: Path) -> None:
+    tiled = np.tile(pictures, (1, 2, 2, 1))
+    config = CONFIG.model_copy(update={"resolution": 32})
+    assert train(config, settings(random_crop=16, steps=16), tiled, Storage(tmp_path))
+    codes_BN = load_image_tokenizer(Storage(tmp_path)).encode(torch.from_numpy(tiled).permute(0, 3, 1, 2))
+    assert codes_BN.shape == (len(tiled), 64)
+    assert codes_BN.unique().numel() > 4
 
 
 def test_equal_inputs_give_equal_bytes(pictures: npt.NDArray[np.uint8], tmp_path: Path) -> None:
@@ -143,17 +115,23 @@ def test_stopping_saves_and_going_on_is_the_same(pictures: npt.NDArray[np.uint8]
     assert weights(stopped) == weights(whole)
 
 
+def two_workers(folder: Path, jobs: list[dict[str, object]]) -> None:
+    """Trainings, one after the other, on two processes of one group, through DeepSpeed."""
+    (folder / "jobs.json").write_text(json.dumps([{"config": CONFIG.model_dump(), **job} for job in jobs]))
+    workers = [subprocess.Popen([sys.executable, str(RANK), str(rank), str(folder)]) for rank in range(2)]
+    assert [worker.wait() for worker in workers] == [0, 0]
+
+
 def test_two_workers_train_what_one_does(pictures: npt.NDArray[np.uint8], tmp_path: Path) -> None:
+    """The one by torch alone, the two through DeepSpeed: so they also agree on what a step is."""
     one, two = Storage(tmp_path / "one"), Storage(tmp_path / "two")
     # Few steps and no revival: Adam and nearest codes enlarge differences in the last bit.
-    changes: dict[str, object] = {"steps": 4, "codebook_start": 0.0, "revive_after": 0, "discriminator_start": 2}
-    train(CONFIG, settings(**changes), pictures, one)
+    plan = settings(steps=4, codebook_start=0.0, revive_after=0, discriminator_start=2)
+    held_out = squares(7, seed=1)[0]
+    train(CONFIG, plan, pictures, one, held_out=held_out)
     np.save(tmp_path / "pictures.npy", pictures)
-    (tmp_path / "job.json").write_text(
-        json.dumps({"config": CONFIG.model_dump(), "training": settings(**changes).model_dump()})
-    )
-    workers = [subprocess.Popen([sys.executable, str(RANK), str(rank), str(tmp_path)]) for rank in range(2)]
-    assert [worker.wait() for worker in workers] == [0, 0]
+    np.save(tmp_path / "held_out.npy", held_out)
+    two_workers(tmp_path, [{"training": plan.model_dump(), "store": "two"}])
     a, b = load_image_tokenizer(one).model.state_dict(), load_image_tokenizer(two).model.state_dict()
     for name in a.keys() - {f"{side}.mid.attn_1.k.bias" for side in ("encoder", "decoder")}:  # no gradient but noise
         assert torch.allclose(a[name], b[name], atol=2e-4), name
@@ -162,6 +140,42 @@ def test_two_workers_train_what_one_does(pictures: npt.NDArray[np.uint8], tmp_pa
         assert f["l1"] == pytest.approx(g["l1"], rel=1e-3)
         assert f["adaptive"] == pytest.approx(g["adaptive"], rel=1e-2)
         assert f["perplexity"] == pytest.approx(g["perplexity"], rel=0.05)
+    seen, also_seen = lines(one)[-1]["held_out"], lines(two)[-1]["held_out"]
+    assert seen.keys() == also_seen.keys() == {"psnr", "ssim", "codebook_used", "perplexity"}
+    assert seen["psnr"] == pytest.approx(also_seen["psnr"], abs=0.01)
+    assert seen["ssim"] == pytest.approx(also_seen["ssim"], abs=1e-3)
+
+
+def test_two_workers_with_every_term_go_on_bit_for_bit(vgg_file: Path, tmp_path: Path) -> None:
+    pictures, boxes = squares()
+    found = regions(boxes)
+    for name, array in {"pictures": pictures, "faces": found.faces, "objects": found.objects}.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    changes = {"steps": 6, "discriminator_start": 3, "perceptual_weight": 0.1, "perceptual_weights": str(vgg_file)}
+    plan = settings(**changes, log_every=1, checkpoint_every=100).model_dump()
+    broken = {"training": plan, "store": "broken"}
+    two_workers(tmp_path, [{"training": plan, "store": "whole"}, {**broken, "stop_at": 4}, broken])
+    stores = [Storage(tmp_path / name) for name in ("whole", "broken")]
+    assert stores[1].list("checkpoints") == ["step-000000004.pt", "step-000000006.pt"]
+    assert weights(stores[0]) == weights(stores[1])
+    assert stores[0].get(METRICS) == stores[1].get(METRICS)
+    ends = [
+        torch.load(io.BytesIO(s.get("checkpoints/step-000000006.pt")), weights_only=True)  # both optimizers in it
+        for s in stores
+    ]
+    assert same(*ends)
+    assert {"perceptual", "face", "object", "generator", "adaptive", "discriminator"} <= lines(stores[0])[-1].keys()
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two checkpoints hold the same bits."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b)
 
 
 def test_checkpoints_of_other_trainings_and_damaged_ones_are_refused(
@@ -179,6 +193,23 @@ def test_checkpoints_of_other_trainings_and_damaged_ones_are_refused(
     assert store.list("checkpoints") == []
 
 
+def test_weights_that_are_not_finite_are_never_saved(
+    pictures: npt.NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step's loss was finite; the gradients that followed from it were not."""
+
+    def train_step(trainer: Trainer, real: Callable[[Trainer], dict[str, torch.Tensor]] = Trainer.train_step) -> object:
+        losses = real(trainer)
+        if trainer.step == 5:
+            trainer.model.decoder.conv_in.weight.data[0, 0, 0, 0] = torch.nan
+        return losses
+
+    monkeypatch.setattr(Trainer, "train_step", train_step)
+    with pytest.raises(StepFailed, match="step 5: weights of the tokenizer are not finite"):
+        train(CONFIG, settings(), pictures, Storage(tmp_path))
+    assert Storage(tmp_path).list("checkpoints") == []
+
+
 def test_a_loss_that_is_not_finite_stops_before_it_is_saved(pictures: npt.NDArray[np.uint8], tmp_path: Path) -> None:
     with pytest.raises(StepFailed, match="learning_rate"):
         train(CONFIG, settings(learning_rate=1e30), pictures, Storage(tmp_path))
@@ -191,29 +222,11 @@ def test_recipes_that_cannot_be_trained(pictures: npt.NDArray[np.uint8], tmp_pat
         train(CONFIG, settings(), pictures[:0], store)
     with pytest.raises(RecipeError, match="perceptual_weight"):
         train(CONFIG, settings(perceptual_weight=1.0), pictures, store)
+    for crop in (18, 20):
+        with pytest.raises(RecipeError, match=f"random_crop is {crop}.*multiple of 4.*resolution = 16"):
+            train(CONFIG, settings(random_crop=crop), pictures, store)
     with pytest.raises(RecipeError, match=r"missing\.safetensors"):
         train(CONFIG, settings(perceptual_weight=1.0, perceptual_weights="missing.safetensors"), pictures, store)
-
-
-def test_every_epoch_shows_every_picture_once() -> None:
-    order = PictureOrder(10, 4, seed=1)
-    seen = np.concatenate([order.batch(step) for step in range(5)])
-    assert sorted(seen[:10]) == sorted(seen[10:]) == list(range(10))
-    assert list(seen[:10]) != list(seen[10:])
-    fresh = PictureOrder(10, 4, seed=1)
-    assert list(fresh.batch(3)) == list(order.batch(3))  # no state
-    assert sorted(PictureOrder(3, 8, 0).batch(0)[:6]) == [0, 0, 1, 1, 2, 2]
-    assert 0.3 < np.mean([order.flips(s).mean() for s in range(200)]) < 0.7
-
-
-def test_learning_rate() -> None:
-    training = settings(steps=100, warmup_steps=10)
-    rates = [learning_rate_factor(training, step) for step in range(100)]
-    assert rates[0] == pytest.approx(0.1)
-    assert max(rates) == rates[10] == 1
-    assert rates[55] == pytest.approx(0.5)
-    assert rates[99] < 0.001
-    assert learning_rate_factor(settings(schedule="constant", warmup_steps=2), 11) == 1
 
 
 def test_nothing_is_lost_between_trainer_and_file(pictures: npt.NDArray[np.uint8], tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from model.text_tokenizer.codec import TextTokenizer
 from model.text_tokenizer.config import TextTokenizerConfig
-from model.text_tokenizer.convert import hf_tokenizer_files, image_placeholder, to_hf_tokenizer_json
+from model.text_tokenizer.convert import hf_tokenizer_files, image_placeholder
 from model.text_tokenizer.train import train
 from model.vocabulary import Vocabulary
 
@@ -20,8 +20,14 @@ CORPUS = [
     "def f(x):\n        if x > 10:\n            return 'aaaa aaaaaa bbbb'\n   pass  # 2024----========\n\n\n",
     "abababab  abab     ba   -- --- ----- aaa <s> <0x41> hahaha\n",
 ] * 20
+
+
+def hf_json(tokenizer: TextTokenizer) -> str:
+    return hf_tokenizer_files(tokenizer)["tokenizer.json"].decode()
+
+
 OURS = train(CORPUS, TextTokenizerConfig(), VOCABULARY)
-THEIRS = Tokenizer.from_str(json.dumps(to_hf_tokenizer_json(OURS)))
+THEIRS = Tokenizer.from_str(hf_json(OURS))
 THEIRS.encode_special_tokens = True  # `<racm3:break>` in a text is text, as it is for us
 
 
@@ -59,7 +65,7 @@ def test_real_texts_get_the_same_ids(shared_data: Path) -> None:
     ours = train(
         texts, TextTokenizerConfig(character_coverage=0.995), Vocabulary(image_codes=64, text_start=80, size=4096)
     )
-    theirs = Tokenizer.from_str(json.dumps(to_hf_tokenizer_json(ours)))
+    theirs = Tokenizer.from_str(hf_json(ours))
     for text in texts:
         assert list(theirs.encode(text, add_special_tokens=False).ids) == ours.encode(text)
 
@@ -98,7 +104,7 @@ def test_transformers_loads_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("texts", [["hello"], ["▁▁▁ \x00", "x"]])
 def test_a_model_with_unused_ids_converts_too(texts: list[str]) -> None:
     ours = train(texts, TextTokenizerConfig(), VOCABULARY)
-    theirs = Tokenizer.from_str(json.dumps(to_hf_tokenizer_json(ours)))
+    theirs = Tokenizer.from_str(hf_json(ours))
     assert isinstance(ours, TextTokenizer)
     assert theirs.get_vocab_size() == VOCABULARY.size
     assert list(theirs.encode("hello, wörld ▁ x", add_special_tokens=False).ids) == ours.encode("hello, wörld ▁ x")

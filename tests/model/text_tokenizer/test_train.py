@@ -14,7 +14,8 @@ SMALL = Vocabulary(image_codes=64, text_start=80, size=1080)
 
 def test_equal_texts_give_an_equal_model() -> None:
     texts = ["one two three 123\n", "four  five ▁ six\0seven", "七 八 九"] * 9
-    assert train(texts, TextTokenizerConfig(), SMALL).model == train(iter(texts), TextTokenizerConfig(), SMALL).model
+    first, second = (train(t, TextTokenizerConfig(), SMALL).backend.data for t in (texts, iter(texts)))
+    assert first == second
 
 
 def test_little_text_leaves_ids_unused_and_the_vocabulary_as_it_is() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import fsspec
+import numpy as np
 import pytest
 
 from infra.errors import StoreError
@@ -45,3 +46,21 @@ def test_where_nothing_can_be_appended_it_is_uploaded_at_checkpoints() -> None:
     again.write(line(2))
     again.close()
     assert [m["step"] for m in read_metrics(store)] == [1, 2]
+
+
+def test_pictures_and_figures_without_sources_go_to_tensorboard(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    log = MetricsLog(Storage(tmp_path), 0)
+    log.write({"step": 1, "l1": 0.5, "held_out": {"psnr": 20.5}})
+    log.write({"step": 2, "l1": 0.4, "held_out": {"emoji": {"text": 2.0, "image": 3.0}}})
+    log.show("held_out/pictures", np.full((4, 6, 3), 128, np.uint8), 2)
+    log.close()
+    assert MetricsLog(Storage(tmp_path), 2).total_tokens == 0  # lines that count none
+    board = EventAccumulator(str(tmp_path / TENSORBOARD))
+    board.Reload()
+    assert set(board.Tags()["scalars"]) == {
+        *("train/l1", "held_out/psnr", "held_out/emoji/text", "held_out/emoji/image"),
+    }
+    (picture,) = board.Images("held_out/pictures")
+    assert (picture.step, picture.width, picture.height) == (2, 6, 4)

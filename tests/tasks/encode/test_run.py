@@ -40,7 +40,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Recipe]:
     return workdir, toy_run.make(workdir, "image-tokenizer")
 
 
-def context_of(made: tuple[Path, Recipe], **encode_settings: int) -> StepContext:
+def context_of(made: tuple[Path, Recipe], **encode_settings: Any) -> StepContext:
     workdir, recipe = made
     if encode_settings:
         recipe = parse_recipe({**recipe.model_dump(mode="json"), "encode": encode_settings})
@@ -187,3 +187,28 @@ def test_what_cannot_be_decoded_is_quarantined_alone(
     assert "nobody looked" in bad["message"]
     kept, before = (read_table(o.files["shapes-000000.parquet"], SAMPLES, "").to_pylist() for o in (out, whole))
     assert kept == [row for row in before if row["key"] != "red-circle"]
+
+
+def test_precision_decides_the_codes_and_the_address(made: tuple[Path, Recipe]) -> None:
+    exact, lowered = context_of(made, batch=4), context_of(made, batch=4, precision="bf16")
+    assert exact.fingerprint != lowered.fingerprint
+    assert context_of(made, batch=4, compile=True).fingerprint not in (exact.fingerprint, lowered.fingerprint)
+    item = work_items(exact)[0]
+    tables = [
+        read_table(encode.SampleEncoder(c).process(item).files[f"{item.part}.parquet"], SAMPLES, "").to_pylist()
+        for c in (exact, lowered)
+    ]
+    expected = load_image_tokenizer(exact.store("image-tokenizer"), precision="bf16")
+    for row in tables[1]:
+        square = REFERENCE.crop(open_image(toy_run.picture(*row["key"].split("-")), 10**6), expected.config.resolution)
+        codes = expected.encode(torch.from_numpy(square.copy()).permute(2, 0, 1)[None])[0].tolist()
+        assert np.frombuffer(row["images"][0]["codes"], "<u2").tolist() == codes
+    assert [row["sample_id"] for row in tables[0]] == [row["sample_id"] for row in tables[1]]
+
+
+def test_compilation_without_a_compiler_is_an_error_that_says_what_to_do(
+    made: tuple[Path, Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(ResourceError, match="encode.compile: false"):
+        encode.SampleEncoder(context_of(made, compile=True))

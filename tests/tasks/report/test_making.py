@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tasks.context import StepContext
-from tasks.report.making import code_counts, ledger, mixture, steps, stretches, times
+from tasks.report.making import code_counts, ledger, mixture, steps, stretches, text_tokenizer, times
 from tasks.report.read import Run
 
 
@@ -58,3 +58,14 @@ def test_steps_say_where_their_files_are(run: Run) -> None:
         folder = run.context.store(row["step"]).path()
         assert folder.name == row["fingerprint"][:12]
         assert row["bytes"] <= sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+
+
+def test_what_texts_cost_in_tokens_is_shown_by_source_and_by_language(run: Run) -> None:
+    found = text_tokenizer(run)
+    sources, languages = found["tables"]
+    assert list(sources["rows"]) == ["shapes", "words", "stories", "talks"]
+    assert "en" in languages["rows"]
+    for table in (sources, languages):
+        assert table["most"] == max(row["tokens_per_character"] for row in table["rows"].values())
+    assert languages["rows"]["en"]["tokens_per_word"] >= 1
+    assert found["imported"] is None

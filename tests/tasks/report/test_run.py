@@ -81,6 +81,7 @@ def test_it_says_what_was_measured(toy: tuple[Path, Recipe], html: str) -> None:
     assert f"{choice['name']['share']:.1%}" in text
     assert "3.1e-06 in fp32" in text  # the export's difference, from its manifest
     assert "A red circle" in text
+    assert "languagetokens a wordtokens a characterbytes a tokenmeasured on" in text
     assert "1 bad-json" in text
     assert "1 not-an-image" in text
     assert "closed" in text

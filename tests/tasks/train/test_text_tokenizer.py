@@ -1,19 +1,27 @@
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.errors import SourceError
+from infra.errors import RecipeError, SourceError
 from infra.store.commit import load_step
-from model.text_tokenizer.codec import MODEL, TextTokenizer
+from model.text_tokenizer.backends import SentencePieceBackend
+from model.text_tokenizer.codec import TextTokenizer
 from tasks.context import StepContext
+from tasks.fingerprint import fingerprints, ingredients
 from tasks.scan import run as scan
 from tasks.scan import select
 from tasks.scan.selected import selected, work_items
 from tasks.sources.base import RawSample, Segment, WorkItem
+from tasks.status import differences
 from tasks.train import text_tokenizer
-from tasks.train.text_tokenizer import is_taken, measure, quotas, reading_plan, texts_of
+from tasks.train.fertility import by_source
+from tasks.train.text_tokenizer import is_taken, quotas, reading_plan, texts_of
+from tests.model.text_tokenizer.standins import byte_level
 from tests.tasks import file_sources
 from tests.tasks.file_sources import Jsonl, MakeContext
 
@@ -44,8 +52,9 @@ def test_the_step_writes_a_tokenizer_of_the_vocabularys_size(scanned: StepContex
     assert tokenizer.decode(tokenizer.encode("def f(x): IMGIMGAZ")) == "def f(x): IMGIMGAZ"
     facts = manifest.facts
     assert facts["pieces"] + facts["unused_ids"] == scanned.recipe.vocabulary.text_pieces
-    assert set(facts["held_out"]) == {"prose", "code"}
-    assert all(f["bytes_per_token"] > 1.5 for f in facts["held_out"].values())
+    assert set(facts["fertility"]) == {"prose", "code"}
+    assert set(facts["fertility"]["prose"]) == {"en"}
+    assert all(f["bytes"] > 1.5 * f["tokens"] > 0 for f in by_source(facts["fertility"]).values())
 
 
 def test_only_training_samples_are_read_and_the_same_ones_every_time(scanned: StepContext) -> None:
@@ -58,9 +67,9 @@ def test_only_training_samples_are_read_and_the_same_ones_every_time(scanned: St
             if not row.held_out:
                 training[item.source] += sum(len(t.encode()) for t in texts_of(raw))
     assert manifest.facts["trained_on_bytes"] == training
-    model = scanned.store().get(MODEL)
+    model = scanned.store().get(SentencePieceBackend.file)
     text_tokenizer.run(scanned)
-    assert scanned.store().get(MODEL) == model
+    assert scanned.store().get(SentencePieceBackend.file) == model
 
 
 def test_a_small_sample_follows_the_weights(scanned: StepContext, make_context: MakeContext) -> None:
@@ -133,11 +142,51 @@ def test_every_caption_and_segment_is_a_text() -> None:
     assert [*texts_of(pair), *texts_of(document)] == ["a", "b", "c", "d"]
 
 
-def test_measuring_counts_bytes_and_tokens(scanned: StepContext) -> None:
-    text_tokenizer.run(scanned)
-    tokenizer = TextTokenizer.load(scanned.store())
-    texts = {"x": ["apple", "赤"], "empty": [""]}
-    tokens = sum(len(tokenizer.encode(t)) for t in texts["x"])
-    assert measure(tokenizer, texts) == {
-        "x": {"bytes": 8, "tokens_per_byte": round(tokens / 8, 4), "bytes_per_token": round(8 / tokens, 3)}
+def test_a_tokenizer_is_imported_where_the_recipe_names_a_file(
+    scanned: StepContext, make_context: MakeContext, tmp_path: Path
+) -> None:
+    vocabulary = scanned.recipe.vocabulary
+    file = tmp_path / "released.json"
+    file.write_bytes(byte_level(vocabulary))
+    config = {"file": str(file), "code": ["code"], "sample_bytes": 100_000}
+    scan_config = scanned.recipe.scan.model_dump()
+    context = make_context("text-tokenizer", SOURCES, scan=scan_config, text_tokenizer=config)
+    text_tokenizer.run(context)
+    manifest = load_step(context.store())
+    assert manifest is not None
+    assert [f.name for f in manifest.files] == ["text.json", "text.tokenizer.json"]
+    facts = manifest.facts
+    assert facts["imported"] == {
+        "file": "released.json",
+        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "alters": [],
     }
+    assert "trained_on_bytes" not in facts
+    assert set(facts["fertility"]) == {"prose", "code"}
+    tokenizer = TextTokenizer.load(context.store())
+    assert tokenizer.decode(tokenizer.encode("a <racm3:break>  b")) == "a <racm3:break>  b"
+
+    before = fingerprints(context.recipe)
+    elsewhere = tmp_path / "elsewhere.json"
+    elsewhere.write_bytes(file.read_bytes())
+    moved = make_context(
+        "text-tokenizer", SOURCES, scan=scan_config, text_tokenizer={**config, "file": str(elsewhere), "code": []}
+    )
+    after = fingerprints(moved.recipe)
+    assert {step for step in before if before[step] != after[step]} == {"report"}, "which shows code apart no longer"
+    file.write_bytes(file.read_bytes() + b"\n")
+    changed = fingerprints(context.recipe)
+    assert changed["text-tokenizer"] != before["text-tokenizer"]
+    assert changed["encode"] == before["encode"]
+    kept = ingredients(scanned.recipe)["text-tokenizer"]
+    assert differences(kept, ingredients(context.recipe)["text-tokenizer"]) == ("text_tokenizer.file",)
+    with pytest.raises(SourceError, match=r"released.json: the tokenizer changed after the run began"):
+        text_tokenizer.run(context)
+    file.unlink()
+    with pytest.raises(SourceError, match=r"released.json: no such file; correct text_tokenizer.file"):
+        fingerprints(context.recipe)
+
+
+def test_a_source_of_code_must_exist(make_context: MakeContext) -> None:
+    with pytest.raises(RecipeError, match="no source is named 'cod'; did you mean 'code'"):
+        make_context("text-tokenizer", SOURCES, text_tokenizer={"code": ["cod"]})

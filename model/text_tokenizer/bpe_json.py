@@ -1,0 +1,179 @@
+"""An imported ``tokenizer.json`` as the backend of a text tokenizer: BPE with the file's own pre-tokenizer.
+
+Its layout must be the vocabulary's. What it matches in text before splitting (``added_tokens``) is left out, so that
+``<racm3:break>`` in a text is text, and its truncation and padding are, so that no text is cut. Each piece's bytes
+follow from the spelling that the file declares: GPT-2's letters for bytes (``ByteLevel``), or ``<0xE2>`` for the bytes
+of what is no piece (``byte_fallback``).
+"""
+
+from __future__ import annotations
+
+import json
+import operator
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from infra.errors import StoreError
+from model.text_tokenizer.backends import SPACE, require_room
+from model.vocabulary import EOS, UNK, Vocabulary
+
+_DECODERS = {"ByteLevel", "ByteFallback", "Fuse", "Replace", "Metaspace", "Strip", "Sequence"}
+"""Decoders that leave a piece's bytes a matter of its spelling."""
+
+
+class BpeJsonBackend:
+    """A BPE tokenizer in the format of the ``tokenizers`` library."""
+
+    kind = "tokenizers"
+    file = "text.tokenizer.json"
+
+    def __init__(self, data: bytes, vocabulary: Vocabulary, where: str = "text tokenizer") -> None:
+        """StoreError if the data is no such file, has another layout, or could give text a control id or none."""
+        self.data, self.vocabulary = data, vocabulary
+        try:
+            self._read(data, vocabulary, where)
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
+            raise StoreError(
+                f"{where}: not a tokenizer.json of the tokenizers library ({type(e).__name__}: {e})"
+            ) from e
+
+    def _read(self, data: bytes, vocabulary: Vocabulary, where: str) -> None:
+        content = _parsed(data, where)
+        model: dict[str, Any] = content["model"]
+        ids: dict[str, int] = model["vocab"]
+        found = {number: name for name, number in ids.items()}
+        found |= {operator.index(t["id"]): str(t["content"]) for t in content.get("added_tokens") or []}
+        _require_layout(found, vocabulary, where)
+        self.names: Mapping[int, str] = {n: name for n, name in found.items() if n < vocabulary.text_start}
+        start = vocabulary.text_start
+        require_room(max(found) + 1 - start, vocabulary, where)
+        sections = [s for key in ("normalizer", "pre_tokenizer", "decoder") for s in _flat(content.get(key))]
+        self._byte_level = any(s["type"] == "ByteLevel" for s in sections)
+        self._space = _space_sign(content)
+        _require_total(model, self._byte_level, start, where)
+        # By the pieces alone: an entry that only added_tokens has, no text leads to.
+        self._spellings = {number - start: name for name, number in ids.items() if number >= start}
+        self.piece_bytes = [self._bytes_of(self._spellings.get(n, "")) for n in range(max(found) + 1 - start)]
+        bare: dict[str, Any] = {"added_tokens": [], "truncation": None, "padding": None, "post_processor": None}
+        self._tokenizer = _tokenizer({**content, **bare}, where)
+
+    def encode(self, text: str) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def spelling(self, number: int) -> str:
+        data = self.piece_bytes[number]
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return "".join(f"<0x{byte:02X}>" for byte in data)
+
+    def _bytes_of(self, piece: str) -> bytes:
+        if self._byte_level:
+            # A letter that stands for no byte can only be in a piece that no text leads to.
+            return bytes(_LETTERS[c] for c in piece) if _LETTERS.keys() >= set(piece) else b""
+        if len(piece) == 6 and piece[:3] == "<0x" and piece[5] == ">":
+            return bytes([int(piece[3:5], 16)])
+        return (piece.replace(self._space, " ") if self._space else piece).encode()
+
+
+def _byte_letters() -> dict[str, int]:
+    """The byte that each letter of a byte-level piece stands for (Radford et al., 2019, GPT-2).
+
+    Bytes that Latin-1 can show stand for themselves, the others for the letters from U+0100 on.
+    """
+    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [b for b in range(256) if b not in shown]
+    return {chr(b): b for b in shown} | {chr(256 + n): b for n, b in enumerate(hidden)}
+
+
+_LETTERS = _byte_letters()
+
+
+def _parsed(data: bytes, where: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(data)
+    model = content["model"]
+    kind, vocab = model.get("type", "BPE"), model["vocab"]
+    faults = [
+        f"model.{key} is {model[key]!r}, expected none"
+        for key in ("dropout", "continuing_subword_prefix", "end_of_word_suffix")
+        if model.get(key)
+    ]
+    if kind != "BPE" or not isinstance(vocab, dict) or not vocab:
+        raise StoreError(f"{where}: its model is of type {kind}; expected BPE with a vocabulary")
+    unknown = {s["type"] for s in _flat(content.get("decoder"))} - _DECODERS
+    faults += [f"decoder {name} is not known here" for name in sorted(unknown)]
+    if model.get("ignore_merges"):
+        faults.append("model.ignore_merges is true, by which the name of a control id in a text becomes that id")
+    if faults:
+        raise StoreError(f"{where}: cannot be the text tokenizer: " + "; ".join(faults))
+    return content
+
+
+def _flat(section: Any) -> Iterator[dict[str, Any]]:
+    """A normalizer's, pre-tokenizer's or decoder's parts, whether it is one or a sequence of them."""
+    if not isinstance(section, dict):
+        return
+    yield section
+    for key in ("normalizers", "pretokenizers", "decoders"):
+        for part in section.get(key) or []:
+            yield from _flat(part)
+
+
+def _space_sign(content: Mapping[str, Any]) -> str:
+    """The character that stands for a space in the pieces; empty where a space is spelt as itself."""
+    for part in _flat(content.get("decoder")):
+        if part["type"] == "Metaspace":
+            return str(part.get("replacement", SPACE))
+        if part["type"] == "Replace" and part.get("content") == " ":
+            return str(part["pattern"].get("String", ""))
+    return ""
+
+
+def _require_layout(names: Mapping[int, str], vocabulary: Vocabulary, where: str) -> None:
+    """StoreError at the first id below ``text_start`` whose name says that the file has another layout."""
+    needed = [n for n in range(vocabulary.boi + 1) if n != UNK]  # what <unk> is called does not matter
+    for token in needed:
+        if names.get(token) != vocabulary.name(token):
+            given = repr(names[token]) if token in names else "nothing"
+            raise StoreError(
+                f"{where}: id {token} is {given}; this recipe's vocabulary has {vocabulary.name(token)!r} there "
+                f"({EOS + 2} controls, {vocabulary.image_codes} image codes, <eoss>, <racm3:break>, reserved ids, text "
+                f"from {vocabulary.text_start}). Set vocabulary.image_codes, text_start and size to the file's."
+            )
+    if max(names) >= vocabulary.size or max(names) < vocabulary.text_start:
+        raise StoreError(
+            f"{where}: its ids go up to {max(names)}; with vocabulary.text_start {vocabulary.text_start} and "
+            f"vocabulary.size {vocabulary.size} the last must lie between. Set both to the file's."
+        )
+
+
+def _require_total(model: Mapping[str, Any], byte_level: bool, start: int, where: str) -> None:
+    """StoreError unless every text has ids, and all of them are text's."""
+    vocab: Mapping[str, int] = model["vocab"]
+    letters = list(_LETTERS) if byte_level else [f"<0x{b:02X}>" for b in range(256)]
+    if not byte_level and not model.get("byte_fallback"):
+        raise StoreError(
+            f"{where}: neither byte-level nor with byte_fallback, so that rare characters become <unk>; the text "
+            "tokenizer must keep every character"
+        )
+    lacking = [letter for letter in letters if vocab.get(letter, -1) < start]
+    if lacking:
+        raise StoreError(
+            f"{where}: {len(lacking)} of the 256 bytes have no id from {start} on, {lacking[0]!r} for one; "
+            "text that holds them would be lost"
+        )
+    for merge in model.get("merges") or []:
+        left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
+        if vocab.get(left + right, start) < start:
+            raise StoreError(
+                f"{where}: the merge of {left!r} and {right!r} leads to id {vocab[left + right]}, which is no text"
+            )
+
+
+def _tokenizer(content: Mapping[str, Any], where: str) -> Any:
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_str(json.dumps(content, ensure_ascii=False))
+    except Exception as e:  # the library raises bare Exception for all that is wrong with a file
+        raise StoreError(f"{where}: the tokenizers library cannot read it ({e})") from e
