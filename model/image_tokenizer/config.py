@@ -77,7 +77,8 @@ class ImageTokenizerTraining(Config):
     """Mirror half of the pictures, left to right."""
     random_crop: int | None = Field(default=None, ge=16)
     """A step sees a square of this side of each picture, at a random place, instead of the whole: more steps in equal
-    time, and no picture twice alike. What convolutions learn on parts holds for whole pictures."""
+    time, and no picture twice alike. What convolutions learn on parts holds for whole pictures; the attention in the
+    middle and GroupNorm's statistics look at all of a picture, and first meet a whole one when training is over."""
     codebook_weight: float = Field(default=1.0, ge=0)
     """Of both quantisation terms together."""
     commitment_beta: float = Field(default=0.25, ge=0)

@@ -1,9 +1,11 @@
 """How an encoder is run fast: lower precision where it is safe, exact float32 where it is not, compiled, memory kept.
 
 What ``precision: bf16`` lowers: the encoder's convolutions and its attention, and with them the activations between
-them, which is where nearly all arithmetic and memory traffic is. What stays float32: the statistics, factors and
-summands of GroupNorm (sums over a million values), the last norm, the last convolution and ``quant_conv`` (they are
-one part in 200 of the work, and what they round is what is compared), and the search for the nearest code.
+them, which is where nearly all arithmetic and memory traffic is. What stays float32: the statistics of GroupNorm (sums
+over a million values), the last norm, the last convolution and ``quant_conv`` (they are one part in 200 of the work,
+and what they round is what is compared), and the search for the nearest code. GroupNorm's factors and summands stay
+float32 on CPUs and wherever it is compiled; uncompiled on a GPU they are rounded to bf16, since torch's kernel there
+takes one type only.
 """
 
 from __future__ import annotations

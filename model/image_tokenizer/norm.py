@@ -8,7 +8,10 @@ from torch import Tensor, nn
 
 
 def normalised(norm: nn.GroupNorm, x_BCHW: Tensor, activate: bool = False) -> Tensor:
-    """GroupNorm, then SiLU if ``activate``; in the dtype of ``x_BCHW``, statistics and parameters in float32.
+    """GroupNorm, then SiLU if ``activate``; in the dtype of ``x_BCHW``, statistics in float32.
+
+    Factors and summands are float32, too, save where torch's kernel takes one dtype only: uncompiled on a GPU, without
+    gradients, they are rounded to that of ``x_BCHW``.
 
     Under ``torch.compile`` it is written out by channels, since channels last makes them neighbours in memory: a
     reduction over groups would read a few channels here and there, and torch's own kernel on GPUs rearranges the whole

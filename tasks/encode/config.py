@@ -23,7 +23,7 @@ class EncodeConfig(Config):
     batch: int = Field(default=64, ge=1)
     """Pictures a batch, cut from the work item in source order, the last one padded: codes may depend on it."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Of the encoder's convolutions and attention. fp32 is exact everywhere, without TF32. bf16 is several times as
-    fast on hardware that multiplies it, and changes some codes in a hundred (docs/encoding.md)."""
+    """Of the encoder's convolutions and attention. fp32 is exact everywhere, without TF32. bf16 is for
+    hardware that multiplies it, and changes some codes (docs/encoding.md)."""
     compile: bool = False
     """Encode through ``torch.compile``: pays on GPUs; each worker takes a minute longer to start."""
