@@ -29,7 +29,7 @@ class BpeJsonBackend:
 
     def __init__(self, data: bytes, vocabulary: Vocabulary, where: str = "text tokenizer") -> None:
         """StoreError if the data is no such file, has another layout, or could give text a control id or none."""
-        self.data, self.vocabulary = data, vocabulary
+        self.data, self.vocabulary, self._where = data, vocabulary, where
         try:
             self._read(data, vocabulary, where)
         except (KeyError, TypeError, ValueError, AttributeError) as e:
@@ -58,7 +58,14 @@ class BpeJsonBackend:
         self._tokenizer = _tokenizer({**content, **bare}, where)
 
     def encode(self, text: str) -> list[int]:
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        """Vocabulary ids of a text; StoreError if the file's rules lead it to an id that is not text's."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        if ids and min(ids) < self.vocabulary.text_start:
+            raise StoreError(
+                f"{self._where}: makes id {min(ids)} of text, below {self.vocabulary.text_start}: one of its "
+                "pieces has the id of a control or of an image code. Correct its vocabulary."
+            )
+        return ids
 
     def spelling(self, number: int) -> str:
         data = self.piece_bytes[number]
