@@ -1,15 +1,11 @@
 from __future__ import annotations
 
-import json
-import re
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra.errors import RecipeError, SourceError
 from model.text_tokenizer.config import TextTokenizerConfig
-from model.text_tokenizer.convert import hf_tokenizer_files
 from model.text_tokenizer.train import cut, train
 from model.vocabulary import Vocabulary
 
@@ -35,13 +31,6 @@ def test_no_room_for_the_characters_names_the_keys_to_change() -> None:
         train(texts, TextTokenizerConfig(character_coverage=1), SMALL)
 
 
-def test_no_piece_is_learnt_that_is_spelt_like_an_image_code() -> None:
-    tokenizer = train(["IMGIMGAZ IMGIMGBCZ IMGIMGJZ"] * 50, TextTokenizerConfig(), SMALL)
-    assert not [p for p in tokenizer.backend.piece_bytes if re.fullmatch(b"IMGIMG[A-J]+Z", p)]
-    assert b"IMGIMG" in tokenizer.backend.piece_bytes
-    assert json.loads(hf_tokenizer_files(tokenizer)["tokenizer.json"])["model"]["vocab"]["IMGIMGAZ"] == 4
-
-
 @pytest.mark.parametrize("texts", [[], [""], ["\0\0"]])
 def test_no_text_at_all_is_an_error_of_the_sources(texts: list[str]) -> None:
     with pytest.raises(SourceError, match="no text"):
@@ -49,7 +38,7 @@ def test_no_text_at_all_is_an_error_of_the_sources(texts: list[str]) -> None:
 
 
 @given(st.text(alphabet="ab \n▁\0é赤\U0001f34e", max_size=300), st.integers(64, 90))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_cutting_loses_only_what_sentencepiece_must_not_see(text: str, size: int) -> None:
     pieces = list(cut(text, size))
     assert "".join(pieces) == text.replace("▁", "").replace("\0", "")

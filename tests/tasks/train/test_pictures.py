@@ -85,6 +85,7 @@ def test_boxes_lie_beside_their_pictures(made: tuple[Path, Recipe], monkeypatch:
 
     monkeypatch.setattr(module, "salient_boxes", bright)
     workdir, recipe = made
+    Path(recipe.folder, "x").write_bytes(b"weights, which collecting does not read")
     raw = recipe.model_dump(mode="json")
     raw["image_tokenizer_training"] |= {"object_weight": 0.5, "perceptual_weights": "x", "region_boxes": 2}
     context = StepContext(parse_recipe(raw), str(workdir), "image-tokenizer", "test-boxes")

@@ -4,7 +4,7 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.errors import RecipeError, SourceError
@@ -96,7 +96,6 @@ WEIGHTS = st.dictionaries(st.sampled_from("abcde"), st.floats(0, 10, allow_subno
 
 
 @given(SIZES, WEIGHTS, st.integers(1, 10**7))
-@settings(deadline=None)
 def test_quotas_are_bounded_fill_the_total_and_follow_the_weights(
     available: dict[str, int], weights: dict[str, float], total: int
 ) -> None:
@@ -149,7 +148,7 @@ def test_a_tokenizer_is_imported_where_the_recipe_names_a_file(
     vocabulary = scanned.recipe.vocabulary
     file = tmp_path / "released.json"
     file.write_bytes(byte_level(vocabulary))
-    config = {"file": str(file), "code": ["code"]}
+    config = {"file": str(file), "code": ["code"], "sample_bytes": 100_000}
     scan_config = scanned.recipe.scan.model_dump()
     context = make_context("text-tokenizer", SOURCES, scan=scan_config, text_tokenizer=config)
     text_tokenizer.run(context)
@@ -175,21 +174,12 @@ def test_a_tokenizer_is_imported_where_the_recipe_names_a_file(
     )
     after = fingerprints(moved.recipe)
     assert {step for step in before if before[step] != after[step]} == {"report"}, "which shows code apart no longer"
-    training = {"sample_bytes": 100_000, "weights": {"prose": 2}, "max_sentence_bytes": 64, "character_coverage": 1}
-    same = make_context("text-tokenizer", SOURCES, scan=scan_config, text_tokenizer={**config, **training})
-    assert fingerprints(same.recipe) == before, "keys of training decide nothing here"
-    text_tokenizer.run(same)
-    again = load_step(same.store())
-    assert again is not None
-    assert again.facts == facts
     file.write_bytes(file.read_bytes() + b"\n")
     changed = fingerprints(context.recipe)
     assert changed["text-tokenizer"] != before["text-tokenizer"]
     assert changed["encode"] == before["encode"]
     kept = ingredients(scanned.recipe)["text-tokenizer"]
-    changed_keys = differences(kept, ingredients(context.recipe)["text-tokenizer"])
-    assert changed_keys[:1] == ("text_tokenizer.character_coverage",)
-    assert "text_tokenizer.file" in changed_keys
+    assert differences(kept, ingredients(context.recipe)["text-tokenizer"]) == ("text_tokenizer.file",)
     with pytest.raises(SourceError, match=r"released.json: the tokenizer changed after the run began"):
         text_tokenizer.run(context)
     file.unlink()
