@@ -12,7 +12,7 @@ from torch import nn
 
 from infra.errors import ResourceError
 from infra.storage import Storage
-from model.image_tokenizer.fast import compiled, exact_float32, keep_freed_memory
+from model.image_tokenizer.fast import Precision, compiled, exact_float32, keep_freed_memory
 from model.image_tokenizer.load import ImageTokenizer, load_image_tokenizer, save_image_tokenizer
 from model.image_tokenizer.norm import normalised
 from model.image_tokenizer.vqgan import VQModel
@@ -120,12 +120,16 @@ def test_the_norm_is_the_same_in_all_its_forms(
         assert torch.allclose(found.float(), expected, atol=bound, rtol=bound)
 
 
-def test_compiled_codes_are_the_same() -> None:
+@pytest.mark.timeout(900)  # a C++ compiler's half a minute, and machines may be busy
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_compiled_codes_are_the_same(precision: Precision) -> None:
     config = SMALL.model_copy(update={"multipliers": (1, 2), "residual_blocks": 1})
     images_BCHW = pictures(4, 32)
-    tokenizer = ImageTokenizer(random_model(config), compile=True)
+    tokenizer = ImageTokenizer(random_model(config), precision, compile=True)
     codes_BN = tokenizer.encode(images_BCHW)
-    assert torch.equal(codes_BN, ImageTokenizer(random_model(config)).encode(images_BCHW))
+    equal = codes_BN == ImageTokenizer(random_model(config), precision).encode(images_BCHW)
+    # In bf16 what is rounded between two operations differs, once they are one.
+    assert bool(equal.all()) if precision == "fp32" else float(equal.float().mean()) > 0.8
     assert torch.equal(tokenizer.encode(images_BCHW), codes_BN)
 
 
