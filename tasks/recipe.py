@@ -78,7 +78,8 @@ class Recipe(Config):
         if self.select.near_duplicates and not self.scan.near_duplicates:
             raise ValueError("select.near_duplicates compares what scan computes; set scan.near_duplicates: true, too")
         named = {n for stage in self.mix.stages for n in stage.weights}
-        for name in sorted(named | set(self.finetune_mix.sources) | set(self.text_tokenizer.weights)):
+        named |= {*self.mix.where, *self.finetune_mix.sources, *self.finetune_mix.where, *self.text_tokenizer.weights}
+        for name in sorted(named):
             if name not in kinds:
                 near = difflib.get_close_matches(name, kinds, 1)
                 raise ValueError(f"no source is named {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
