@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
+from rich.console import Group
 from rich.table import Table
 
 from infra.store.plan import PackedStore, Plan
@@ -53,11 +54,12 @@ def lines_of_plan(stores: Iterable[PackedStore]) -> list[Line]:
     ]
 
 
-def mixture_table(lines: Iterable[Line], title: str, note: str = "") -> Table:
-    """A line a stage and source, a sum a stage."""
-    table = Table(title=title, title_justify="left", caption=note or None, caption_justify="left")
-    for column in ("stage", "source", "share", "tokens", "image tokens", "passes so far"):
-        table.add_column(column, justify="left" if column in ("stage", "source") else "right")
+def mixture_table(lines: Iterable[Line], title: str) -> Table:
+    """A line a stage and source, a sum a stage: shares of tokens, image tokens among them, and how often the source has
+    been gone through when the stage ends."""
+    table = Table(title=title, title_justify="left")
+    for column in ("stage", "source", "share", "tokens", "images", "passes"):
+        table.add_column(column, justify="left" if column in ("stage", "source") else "right", overflow="fold")
     by_stage: dict[str, list[Line]] = {}
     for line in lines:
         by_stage.setdefault(line.stage, []).append(line)
@@ -77,15 +79,18 @@ def mixture_table(lines: Iterable[Line], title: str, note: str = "") -> Table:
     return table
 
 
-def plan_table(plan: Plan) -> Table:
-    """What ``mix`` made: the stages by source, and how full and whole the sequences are."""
+def show_plan(plan: Plan) -> Group:
+    """What ``mix`` made: the stages by source, and how full and whole their sequences are."""
     stores = [*plan.stages, *plan.finetune]
-    words = [
-        f"{store.name}: {store.sequences:,} sequences of {plan.sequence_length:,}, {store.fill:.2%} full, "
-        f"{store.documents:,} documents, {store.split_documents:,} split, {store.cut_pictures:,} pictures cut"
-        for store in stores
-    ]
-    return mixture_table(lines_of_plan(stores), "Mixture", "\n".join(words))
+    packed = Table(title=f"Sequences of {plan.sequence_length:,}", title_justify="left")
+    columns = ("packed", "sequences", "full", "images", "documents", "split", "left out", "pictures cut")
+    for column in columns:
+        packed.add_column(column, justify="left" if column == "packed" else "right")
+    for s in [*stores, *plan.held_out.values()]:
+        counts = (f"{n:,}" for n in (s.documents, s.split_documents, s.left_out, s.cut_pictures))
+        name = s.name if s.kind != "held-out" else f"held-out/{s.name}"
+        packed.add_row(name, f"{s.sequences:,}", f"{s.fill:.2%}", f"{s.image_share:.2%}", *counts)
+    return Group(mixture_table(lines_of_plan(stores), "Mixture"), packed)
 
 
 def bars(plan: Plan) -> bytes:
