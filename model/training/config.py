@@ -41,6 +41,9 @@ class _Run(Config):
     """Sequences a step, over all workers."""
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
+    attention: Literal["document", "sequence"] = "document"
+    """document: a token sees its own document only (block-diagonal); sequence: everything before it in its sequence, as
+    one row. The labels are the same: no document predicts how the next one begins."""
     z_loss: float = Field(default=1e-5, ge=0)
     image_weight: float = Field(default=1.0, gt=0)
     """Weight of a picture's labels in the loss, a text's being 1, which is Chameleon's. Captions are a few percent of a

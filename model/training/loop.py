@@ -15,7 +15,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -76,15 +76,26 @@ class Outcome:
 class TrainingModule(nn.Module):
     """What DeepSpeed wraps: tokens in, the loss and its figures out, all inside one forward, as ZeRO-3 wants it."""
 
-    def __init__(self, transformer: Transformer, z_loss: float, image_weight: float) -> None:
+    def __init__(
+        self,
+        transformer: Transformer,
+        z_loss: float,
+        image_weight: float,
+        attention: Literal["document", "sequence"] = "document",
+    ) -> None:
         super().__init__()
         self.transformer, self.z_loss, self.image_weight = transformer, z_loss, image_weight
+        self.attention = attention
         self._output_TD = torch.empty(0)
         transformer.norm.register_forward_pre_hook(self._watch)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The summed loss, and the figures of SUMS (float64) over this micro-batch."""
-        hidden_BTD = self.transformer(batch["tokens"], batch["documents"], batch["positions"])
+        documents_BT, positions_BT = batch["documents"], batch["positions"]
+        if self.attention == "sequence":
+            documents_BT = documents_BT.clamp(max=0)  # padding, -1, stays apart
+            positions_BT = torch.arange(positions_BT.shape[1], device=positions_BT.device).expand_as(positions_BT)
+        hidden_BTD = self.transformer(batch["tokens"], documents_BT, positions_BT)
         loss = self.transformer.loss(hidden_BTD, batch["labels"], self.z_loss, self.weights(batch))
         with torch.no_grad():
             image_N = batch["image"].flatten()[loss.index_N]
@@ -131,7 +142,7 @@ class _Run:
         deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
         job.model.activation_checkpointing = job.resources.activation_checkpointing
         self.engine, *_ = deepspeed.initialize(
-            model=TrainingModule(job.model, self.config.z_loss, self.config.image_weight),
+            model=TrainingModule(job.model, self.config.z_loss, self.config.image_weight, self.config.attention),
             optimizer=make_optimizer(job.model, self.config.optimizer),
             config=deepspeed_json(
                 job.resources,
