@@ -138,7 +138,7 @@ class _Run:
         deepspeed.logger.setLevel("WARNING")  # a hundred lines at every start and checkpoint otherwise
         self.job, self.config, self.loader = job, job.config, job.loader
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        self.total, self.bf16 = job.loader.steps, use_bf16(job.resources)
+        self.bf16 = use_bf16(job.resources)
         deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
         job.model.activation_checkpointing = job.resources.activation_checkpointing
         self.engine, *_ = deepspeed.initialize(
@@ -162,6 +162,7 @@ class _Run:
         if found:
             self.loader.load_state_dict(found.state["loader"])
             self.spikes.load_state_dict(found.state["spikes"])
+        self.total = self.loader.steps
         self.log = MetricsLog(job.store, self.step) if self.rank == 0 else None
         self.started, self.tokens, self.norm = time.monotonic(), 0, 0.0
         self.last: dict[str, Any] = dict(found.state["last"]) if found else {}
@@ -200,7 +201,9 @@ class _Run:
         weight = torch.tensor(sum(self._weight(m) for m in micros), dtype=torch.float64, device=self.device)
         dist.all_reduce(weight)
         # DeepSpeed divides by the micro-batches and averages over the ranks; we want the mean over counted labels.
-        scale = self.loader.accumulation * self.world / max(1.0, float(weight))
+        scale = len(micros) * self.world / max(1.0, float(weight))
+        if self.engine.gradient_accumulation_steps() != len(micros):  # the batch grows
+            self.engine.set_train_batch_size(len(micros) * self.loader.micro_batch * self.world)
         sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)
         for number, micro in enumerate(micros):
             if self.job.model.config.dropout:
