@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -160,6 +161,65 @@ def browse(
         target = out.resolve()
         Storage(target.parent).put(target.name, page.encode())  # whole, or an earlier page stays
         typer.echo(f"{out}: {size_in_words(out.stat().st_size)}, open it in a browser")
+
+
+class TokenFormat(StrEnum):
+    """What ``tokens`` writes."""
+
+    mds = "mds"
+    megatron = "megatron"
+
+
+class TokenUnit(StrEnum):
+    """What ``tokens`` makes a record of."""
+
+    sequences = "sequences"
+    documents = "documents"
+
+
+class TokenType(StrEnum):
+    """Type of the ids in Megatron's files."""
+
+    uint16 = "uint16"
+    int32 = "int32"
+
+
+@stores.command(epilog="Example: calumma tokens work/photos --format mds --out tokens   (then a source of type mds)")
+def tokens(
+    workdir: AnyWorkdir,
+    out: Annotated[str, typer.Option(help="Where to: a folder or s3://BUCKET/PREFIX; one data set in a folder each.")],
+    form: Annotated[TokenFormat, typer.Option("--format", help="MosaicML Streaming's MDS, or Megatron's .bin/.idx.")],
+    unit: Annotated[TokenUnit, typer.Option(help="Packed sequences, or their documents.")] = TokenUnit.sequences,
+    only: Annotated[str | None, typer.Option(help="One stage, epoch or held-out-SOURCE; default: all.")] = None,
+    dtype: Annotated[TokenType, typer.Option(help="Of the ids in Megatron's files.")] = TokenType.uint16,
+    recipe: OtherRecipe = None,
+    settings: Settings = None,
+) -> None:
+    """Writes a mixture's tokens for other trainers, in the order of training; says what their format cannot hold."""
+    with plain_errors(workdir):
+        from infra.errors import StoreError
+        from infra.home import whole_name
+        from infra.storage import Storage
+        from tasks.addresses import addresses_of
+        from tasks.exchange.export import LOST, export_tokens
+
+        addresses = addresses_of(workdir, recipe, settings or [])
+        if addresses.manifest("mix") is None:
+            raise StoreError(f"{addresses.root}: step mix is not finished. Run the recipe up to it: --to mix.")
+        target = Storage(whole_name(out))
+        with _progress() as progress:
+            found = export_tokens(
+                addresses.store("mix"),
+                target,
+                form.value,
+                unit.value,
+                only=only,
+                dtype=dtype.value,
+                progress=progress,
+            )
+        for made in found:
+            typer.echo(f"{made.url}: {made.records:,} {unit.value}, {made.tokens:,} tokens")
+        typer.echo("Lost on the way: " + "; ".join(LOST[form.value, unit.value]) + ".")
 
 
 def _print(pieces: Iterable[RenderableType]) -> None:

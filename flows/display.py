@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from infra.store.manifest import Rows, StepManifest
@@ -59,6 +59,10 @@ class Display:
         number = f"{self._steps.index(step) + 1:>2}/{len(self._steps)}"
         took = "  known" if known else f"{time.monotonic() - self._started:5.0f} s"
         self._console.print(f"[green]✓[/] {number} [bold]{step:<16}[/] {took}  {summary(manifest)}", soft_wrap=True)
+
+    def show(self, what: RenderableType) -> None:
+        """Prints something beside a finished step, such as a table."""
+        self._console.print(what)
 
     def stop(self) -> None:
         """Takes the bar away."""

@@ -22,7 +22,9 @@ from infra.lock import locked
 from infra.storage import Storage
 from infra.store.commit import load_step, retry_of
 from infra.store.manifest import StepManifest
+from infra.store.plan import load_plan
 from tasks.fingerprint import fingerprint_of, fingerprints, folder_of, ingredients
+from tasks.mix.show import show_plan
 from tasks.recipe import Recipe, load_recipe
 from tasks.status import remember
 from tasks.steps import BY_NAME, STORES, chosen_steps, require_disk
@@ -103,6 +105,8 @@ def _run_steps(recipe: Recipe, workdir: str, steps: Sequence[str], prints: dict[
             if done is None:
                 raise StepFailed(f"step {step} ended without its manifest in {folder.root}")
             display.finish(step, done, known=known)
+            if step == "mix" and not known:
+                display.show(show_plan(load_plan(folder)))
     finally:
         display.stop()
         cluster.close()

@@ -25,9 +25,11 @@ from infra.errors import StoreError
 from infra.storage import Storage
 from infra.store.documents import DOCUMENTS
 from infra.store.manifest import PartManifest, Rows, StepManifest
+from infra.store.plan import Plan, parse_plan
 from infra.store.samples import SAMPLES
 from infra.store.tables import FORMAT_KEY, read_table
 from tasks.inspect_tokens import Readable, show_documents, show_samples, show_sequences
+from tasks.mix.show import show_plan
 
 Found = Iterator[RenderableType]
 SHOWN_FILES = 20
@@ -96,7 +98,7 @@ def _json(path: Path, readable: Readable, limit: int) -> Found:
     elif kind == "calumma-part":
         yield from _manifest(PartManifest.load(path.read_bytes(), str(path)))
     elif kind == "calumma-plan":
-        yield from _plan(data)
+        yield from _plan(parse_plan(path.read_bytes(), str(path)))
     elif kind == "calumma-sequences":
         yield _facts("Sequences", {k: v for k, v in data.items() if k != "format"})
         yield from show_sequences(path.with_name("seq-000000.u16"), readable, limit)
@@ -140,28 +142,9 @@ def _ledger(rows: dict[str, Rows]) -> Table:
     return table
 
 
-def _plan(data: dict[str, Any]) -> Found:
-    yield _facts("Plan", {k: data[k] for k in ("fingerprint", "seed", "sequence_length")})
-    table = Table(title="Stores", title_justify="left")
-    for name in (
-        "name",
-        "kind",
-        "sequences",
-        "documents",
-        "split",
-        "cut pictures",
-        "fill",
-        "image share",
-        "tokens by source",
-    ):
-        table.add_column(name, justify="left" if name in ("name", "kind") else "right")
-    for s in [*data["stages"], *data["finetune"], *data["held_out"].values()]:
-        by = "\n".join(f"{source} {sum(tokens.values()):,}" for source, tokens in s["tokens"].items())
-        table.add_row(
-            s["name"], s["kind"], f"{s['sequences']:,}", f"{s['documents']:,}", f"{s['split_documents']:,}",
-            str(s["cut_pictures"]), f"{s['fill']:.2%}", f"{s['image_share']:.2%}", by,
-        )  # fmt: skip
-    yield table
+def _plan(plan: Plan) -> Found:
+    yield _facts("Plan", {k: getattr(plan, k) for k in ("fingerprint", "seed", "sequence_length")})
+    yield show_plan(plan)
 
 
 def _files(files: list[dict[str, Any]]) -> Table:

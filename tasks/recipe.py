@@ -80,7 +80,8 @@ class Recipe(Config):
         if self.select.near_duplicates and not self.scan.near_duplicates:
             raise ValueError("select.near_duplicates compares what scan computes; set scan.near_duplicates: true, too")
         named = {n for stage in self.mix.stages for n in stage.weights}
-        named |= {*self.finetune_mix.sources, *self.text_tokenizer.weights, *self.text_tokenizer.code}
+        named |= {*self.mix.where, *self.finetune_mix.sources, *self.finetune_mix.where}
+        named |= {*self.text_tokenizer.weights, *self.text_tokenizer.code}
         for name in sorted(named):
             if name not in kinds:
                 near = difflib.get_close_matches(name, kinds, 1)

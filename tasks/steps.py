@@ -68,8 +68,9 @@ STEPS: tuple[Step, ...] = (
         "mix",
         "tasks.mix.run",
         "plans the stages, packs documents, writes sequences",
-        ("tokenize",),
+        ("encode", "tokenize"),
         ("mix", "finetune_mix", "vocabulary", "seed"),
+        version=2,
     ),
     Step(
         "pretrain",

@@ -58,7 +58,7 @@ def check_rows(store: Storage, step: str, manifest: PartManifest, shape: Shape) 
             yield from _count(store, name, QUARANTINE, sum(rows.quarantined.values()))
         elif step == "mix" and entry.name.endswith(".u16"):
             yield from _check_sequences(store, name)
-        elif step == "mix" and entry.name.endswith(".parquet"):
+        elif step == "mix" and entry.name.endswith(".parquet") and "/seq-" in entry.name:
             yield from _check_spans(store, name, rows.out)
 
 

@@ -83,7 +83,7 @@ def test_every_command_has_help_with_an_example() -> None:
     from flows.cli import app
 
     names = {c.callback.__name__ for c in app.registered_commands if c.callback}
-    stores = {"ledger", "retry", "verify", "trace", "clean", "browse"}
+    stores = {"ledger", "retry", "verify", "trace", "clean", "browse", "tokens"}
     assert names == {"run", "plan", "status", "inspect", "generate", "export", "ui"} | stores
     for command in app.registered_commands:
         assert command.callback is not None

@@ -108,11 +108,18 @@ class Plan(_Model):
 
 def load_plan(store: Storage) -> Plan:
     """The plan of a mix step's folder."""
-    where = store.url(PLAN)
+    return parse_plan(store.get(PLAN), store.url(PLAN))
+
+
+def parse_plan(data: bytes, where: str) -> Plan:
+    """The plan in the bytes of a ``plan.json``; StoreError, which names ``where``, if they hold none."""
     try:
-        plan = Plan.model_validate_json(store.get(PLAN))
+        raw = json.loads(data)
+        version = raw.get("version", 0) if isinstance(raw, dict) else 0
+        if isinstance(version, int) and version > VERSION:
+            raise StoreError(f"{where}: plan version {version}; this Calumma reads up to {VERSION}. Use a newer one.")
+        return Plan.model_validate(raw)
     except ValidationError as e:
         raise StoreError(f"{where}: not a plan that this Calumma reads ({e.error_count()} faults: {e})") from e
-    if plan.version > VERSION:
-        raise StoreError(f"{where}: plan version {plan.version}; this Calumma reads up to {VERSION}. Use a newer one.")
-    return plan
+    except ValueError as e:
+        raise StoreError(f"{where}: not valid JSON ({e}). Delete the mix step's folder and run `mix` again.") from e

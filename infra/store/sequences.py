@@ -1,167 +1,126 @@
-"""The sequence store: packed tokens in headerless files, so that sequence ``i`` lies at an offset known beforehand.
+"""Reading the sequence store by number: memory-mapped on a local disk, checksummed blocks through a cache elsewhere.
 
-A folder holds ``sequences`` sequences of ``length`` ids, ``file_sequences`` a file (the last file may be shorter)::
-
-    sequences.json        what the folder holds, written last
-    seq-000000.u16        ids, uint16 little-endian; sequence i begins at byte (i mod file_sequences)·length·2
-                          of file i div file_sequences
-    seq-000000.starts     a bit a token, ceil(length/8) bytes a sequence, least significant bit first: set where a
-                          document, a piece of one, or the padding begins; always at a sequence's first token
-    seq-000000.loss       the same form, for conversations only: set on tokens that the model is to learn to produce
-    seq-000000.sums       8 bytes a block of 64 sequences: blake2b-64 of the block's bytes in .u16, .starts and .loss
-    seq-000000.parquet    the spans: which stretch of which document lies where; for inspection and accounts only
-
-With 4,096 ids and 32,768 sequences a file these are DESIGN's 256 MiB files. Nothing is listed to find a sequence.
-Shape suffixes: S sequences, T tokens.
+The files are those of ``sequence_files.py``. Shape suffixes: B sequences asked for, T tokens, S sequences of a block, D
+bytes of one sequence in all kinds of file.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Sequence
-from functools import lru_cache
-from typing import Literal
+import mmap
+import os
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, lru_cache
+from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from infra.errors import StoreError
 from infra.storage import Storage
-from infra.store.tables import FORMAT_KEY, read_table
+from infra.store.block_cache import BlockCache, block_key
+from infra.store.sequence_files import (
+    BLOCK,
+    INFO,
+    SPANS,
+    SUM_BYTES,
+    Bits,
+    Rows,
+    SequencesInfo,
+    Tokens,
+    checksum,
+    encode_file,
+    stem,
+    unpack_bits,
+)
+from infra.store.tables import read_table
 
-VERSION = 1
-INFO = "sequences.json"
-BLOCK = 64
-"""Sequences under one checksum."""
-SUM_BYTES = 8
+__all__ = [
+    "BLOCK",
+    "INFO",
+    "SPANS",
+    "Bits",
+    "SequenceReader",
+    "SequencesInfo",
+    "Tokens",
+    "encode_file",
+    "sequence_cache",
+    "stem",
+]
+
 _MAPPED_FILES = 128
 """Memory maps kept open by a reader; a slice of the full-size store is 32 files of three kinds."""
+_SUMS = 128
+"""Files whose checksums a reader keeps: 4 KiB each."""
+FETCHES = 8
+"""Blocks that a reader fetches at once."""
 
-SPANS = pa.schema(
-    [
-        pa.field("sequence", pa.int64(), nullable=False),  # within the folder
-        pa.field("offset", pa.int32(), nullable=False),  # of the span's first token in the sequence
-        pa.field("length", pa.int32(), nullable=False),  # tokens
-        pa.field("source", pa.string(), nullable=False),
-        pa.field("part", pa.string(), nullable=False),  # of the document store
-        pa.field("row", pa.int32(), nullable=False),  # within the part
-        pa.field("occurrence", pa.int32(), nullable=False),  # the k-th use of the document
-        pa.field("first_token", pa.int32(), nullable=False),  # of the document; above 0 in pieces after the first
-        pa.field("image_tokens", pa.int32(), nullable=False),  # BOI … EOI within the span
-    ],
-    metadata={FORMAT_KEY: f"calumma-spans {VERSION}".encode()},
-)
-
-Tokens = npt.NDArray[np.uint16]
-Bits = npt.NDArray[np.bool_]
-
-
-class SequencesInfo(BaseModel):
-    """``sequences.json``: the numbers from which every offset follows."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    format: Literal["calumma-sequences"] = "calumma-sequences"
-    version: int = VERSION
-    sequences: int = Field(ge=0)
-    length: int = Field(ge=1)
-    """Ids a sequence."""
-    file_sequences: int = Field(ge=1)
-    loss: bool = False
-    """Whether there are loss bits."""
-
-    @property
-    def files(self) -> int:
-        return -(-self.sequences // self.file_sequences)
-
-    @property
-    def row_bytes(self) -> dict[str, int]:
-        """Bytes a sequence takes in each kind of file, in the order that a checksum covers them."""
-        bits = -(-self.length // 8)
-        return {"u16": 2 * self.length, "starts": bits, **({"loss": bits} if self.loss else {})}
-
-    def rows(self, file: int) -> int:
-        """Sequences in a file."""
-        return min(self.file_sequences, self.sequences - file * self.file_sequences)
-
-    def dump(self) -> bytes:
-        return (json.dumps(self.model_dump(), sort_keys=True, indent=1) + "\n").encode()
-
-    @classmethod
-    def load(cls, data: bytes, where: str) -> SequencesInfo:
-        try:
-            info = cls.model_validate_json(data)
-        except ValidationError as e:
-            raise StoreError(f"{where}: does not describe a sequence store ({e.error_count()} faults: {e})") from e
-        if info.version > VERSION:
-            raise StoreError(
-                f"{where}: sequence store version {info.version}; this Calumma reads up to {VERSION}. Use a newer one."
-            )
-        return info
-
-
-def stem(file: int) -> str:
-    """The name of a file without its suffix: ``seq-000012``."""
-    return f"seq-{file:06d}"
-
-
-def encode_file(tokens_ST: Tokens, starts_ST: Bits, loss_ST: Bits | None = None) -> dict[str, bytes]:
-    """One file of the store as bytes by suffix: ``u16``, ``starts``, ``loss`` where given, ``sums``.
-
-    Beside it belongs ``parquet``: the spans, written by ``write_table(rows, SPANS)``.
-    """
-    if tokens_ST.dtype != np.uint16 or tokens_ST.ndim != 2 or starts_ST.shape != tokens_ST.shape:
-        raise ValueError(f"tokens must be uint16 (S, T) and starts (S, T), got {tokens_ST.dtype} {tokens_ST.shape}")
-    if not starts_ST[:, 0].all():
-        raise ValueError("a sequence's first token must be marked as a start")
-    kinds = {"u16": np.ascontiguousarray(tokens_ST, "<u2").view(np.uint8), "starts": _pack(starts_ST)}
-    if loss_ST is not None:
-        kinds["loss"] = _pack(loss_ST)
-    blocks = range(0, len(tokens_ST), BLOCK)
-    sums = b"".join(_checksum([rows[first : first + BLOCK] for rows in kinds.values()]) for first in blocks)
-    return {suffix: rows.tobytes() for suffix, rows in kinds.items()} | {"sums": sums}
+Given = TypeVar("Given")
+Made = TypeVar("Made")
 
 
 class SequenceReader:
-    """Reads sequences of one folder by number: memory-mapped on a local disk, by ranged reads elsewhere.
+    """Reads sequences of one folder by number: memory-mapped on a local disk, block by block from elsewhere.
 
-    With ``verify`` each block's checksum is checked when the block is first touched; a mismatch is a StoreError that
-    names file, block and bytes.
+    With ``verify`` nothing unverified is handed out: on a local disk each block's checksum is checked when the block is
+    first touched, from elsewhere when it is fetched. A mismatch is a StoreError that names file, block and bytes.
+    Threads may share a reader; pickled, it opens the folder again.
     """
 
-    def __init__(self, store: Storage, folder: str = "", *, verify: bool = True) -> None:
+    def __init__(
+        self, store: Storage, folder: str = "", *, verify: bool = True, cache: BlockCache | None = None
+    ) -> None:
+        """``cache`` keeps blocks that were fetched; it has no part in reading a local disk."""
         self._store = store.sub(folder) if folder else store
+        self._verify = verify
         self.info = SequencesInfo.load(self._store.get(INFO), self._store.url(INFO))
-        self._blocks_a_file = -(-self.info.file_sequences // BLOCK)
         # Virtual memory until touched, so that a reader of billions of sequences starts at once.
-        self._seen = np.zeros(self.info.files * self._blocks_a_file, np.bool_) if verify else None
+        self._seen = np.zeros(self.info.files * self._blocks_a_file, np.bool_) if verify and store.local else None
         self._mapped = lru_cache(maxsize=_MAPPED_FILES)(self._map)
+        self._sums = lru_cache(maxsize=_SUMS)(self._fetch_sums)
+        self._cache, self._pool = cache, _Pool(FETCHES)
+
+    def __reduce__(self) -> tuple[Callable[..., SequenceReader], tuple[object, ...]]:
+        return _reader, (self._store, self._verify, self._cache)
 
     def __len__(self) -> int:
         return self.info.sequences
 
     def sequence(self, index: int) -> tuple[Tokens, Bits, Bits | None]:
         """One sequence: ids (T,), starts (T,) and loss bits (T,) or None where the store has none."""
-        if not 0 <= index < len(self):
-            raise IndexError(f"sequence {index} of {self._store.root}, which holds {len(self)}")
-        file, row = divmod(index, self.info.file_sequences)
-        block = file * self._blocks_a_file + row // BLOCK
-        if self._seen is not None and not self._seen[block]:
-            self.verify_block(file, row // BLOCK)
-            self._seen[block] = True
-        tokens_T = self._rows(file, "u16", row, row + 1)[0].view("<u2").astype(np.uint16, copy=False)
-        starts_T = _unpack(self._rows(file, "starts", row, row + 1)[0], self.info.length)
-        loss_T = _unpack(self._rows(file, "loss", row, row + 1)[0], self.info.length) if self.info.loss else None
-        return tokens_T, starts_T, loss_T
+        tokens_BT, starts_BT, loss_BT = self.read([index])
+        return tokens_BT[0], starts_BT[0], None if loss_BT is None else loss_BT[0]
+
+    def read(self, sequences: Sequence[int], fill: int | None = None) -> tuple[Tokens, Bits, Bits | None]:
+        """Several sequences: ids (B, T), starts (B, T) and loss bits (B, T) or None where the store has none.
+
+        With ``fill``, number -1 stands for a sequence of that id alone, without loss.
+        """
+        rows = {kind: np.empty((len(sequences), size), np.uint8) for kind, size in self.info.row_bytes.items()}
+        wanted: list[tuple[int, int, int]] = []
+        for at, index in enumerate(sequences):
+            if index == -1 and fill is not None:
+                rows["u16"][at].view("<u2")[:] = fill
+                for kind in rows.keys() - {"u16"}:
+                    rows[kind][at] = 0
+                rows["starts"][at, 0] = 1
+            elif 0 <= index < len(self):
+                wanted.append((at, *divmod(index, self.info.file_sequences)))
+            else:
+                raise IndexError(f"sequence {index} of {self._store.root}, which holds {len(self)}")
+        (self._copy if self._store.local else self._fetch)(wanted, rows)
+        loss_BT = unpack_bits(rows["loss"], self.info.length) if self.info.loss else None
+        return (
+            rows["u16"].view("<u2").astype(np.uint16, copy=False),
+            unpack_bits(rows["starts"], self.info.length),
+            loss_BT,
+        )
 
     def verify_block(self, file: int, block: int) -> None:
-        """Checks one block of 64 sequences against its checksum."""
-        first = block * BLOCK
-        last = min(first + BLOCK, self.info.rows(file))
-        found = _checksum([self._rows(file, suffix, first, last) for suffix in self.info.row_bytes])
+        """Checks one block of 64 sequences against its checksum, as it is stored."""
+        first, last = self._rows_of(file, block)
+        kinds = [self._bytes(file, kind, first * size, last * size) for kind, size in self.info.row_bytes.items()]
+        found = checksum(kinds)
         expected = self._bytes(file, "sums", block * SUM_BYTES, (block + 1) * SUM_BYTES).tobytes()
         if found != expected:
             name = self._store.url(stem(file))
@@ -182,44 +141,132 @@ class SequenceReader:
         name = f"{stem(file)}.parquet"
         return read_table(self._store.get(name), SPANS, self._store.url(name))
 
-    def _rows(self, file: int, suffix: str, first: int, last: int) -> npt.NDArray[np.uint8]:
-        size = self.info.row_bytes[suffix]
-        return self._bytes(file, suffix, first * size, last * size).reshape(last - first, size)
+    # -- a local disk: memory maps
 
-    def _bytes(self, file: int, suffix: str, start: int, stop: int) -> npt.NDArray[np.uint8]:
-        name = f"{stem(file)}.{suffix}"
+    def _copy(self, wanted: Sequence[tuple[int, int, int]], rows: dict[str, Rows]) -> None:
+        for at, file, row in wanted:
+            block = row // BLOCK
+            if self._seen is not None and not self._seen[file * self._blocks_a_file + block]:
+                self.verify_block(file, block)
+                self._seen[file * self._blocks_a_file + block] = True
+            for kind, found in rows.items():
+                found[at] = self._mapped(file, kind)[row]
+
+    def _map(self, file: int, kind: str) -> Rows:
+        """A whole file (rows, bytes a row); of checksums one a row."""
+        path = self._store.path(f"{stem(file)}.{kind}")
+        rows, size = self._file_shape(file, kind)
+        try:
+            with open(path, "rb") as f:
+                if (found := os.fstat(f.fileno()).st_size) != rows * size:
+                    count = self.info.rows(file)
+                    raise StoreError(
+                        f"{path}: {found:,} bytes; {count} sequences take {rows * size:,}. Run `mix` again."
+                    )
+                mapped = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+        except FileNotFoundError as e:
+            raise StoreError(f"{path}: no such file; the store has {self.info.files} files. Run `mix` again.") from e
+        except OSError as e:
+            raise StoreError(f"{path}: cannot be read ({e.strerror or e}). Check the disk or the mount.") from e
+        return np.frombuffer(mapped, np.uint8).reshape(rows, size)
+
+    # -- anywhere else: whole blocks, several at once
+
+    def _fetch(self, wanted: Sequence[tuple[int, int, int]], rows: dict[str, Rows]) -> None:
+        missing: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        for at, file, row in wanted:
+            place = (file, row // BLOCK)
+            data = None if self._cache is None else self._cache.row(self._key(*place), row % BLOCK, self._row_size)
+            if data is None:
+                missing.setdefault(place, []).append((at, row % BLOCK))
+            else:
+                self._cut(np.frombuffer(data, np.uint8), at, rows)
+        for place, block in zip(missing, self._pool.map(self._fetch_block, missing), strict=True):
+            for at, row in missing[place]:
+                self._cut(block[row], at, rows)
+
+    def _fetch_block(self, place: tuple[int, int]) -> Rows:
+        """A block, verified: its rows (S, D), each the sequence's bytes of every kind one behind the other."""
+        file, block = place
+        first, last = self._rows_of(file, block)
+        for attempt in (1, 2):
+            kinds = [
+                self._bytes(file, kind, first * size, last * size).reshape(last - first, size)
+                for kind, size in self.info.row_bytes.items()
+            ]
+            expected = self._sums(file)[block * SUM_BYTES : (block + 1) * SUM_BYTES]
+            if not self._verify or checksum(kinds) == expected:
+                break
+            self._sums.cache_clear()  # damaged on the way, or where it lies? Reading it once more tells
+            if attempt == 2:
+                self.verify_block(file, block)
+        found = np.concatenate(kinds, axis=1)
+        if self._cache is not None:
+            self._cache.put(self._key(file, block), found)
+        return found
+
+    def _cut(self, row: Rows, at: int, rows: dict[str, Rows]) -> None:
+        start = 0
+        for kind, size in self.info.row_bytes.items():
+            rows[kind][at] = row[start : start + size]
+            start += size
+
+    def _key(self, file: int, block: int) -> bytes:
+        return block_key(self._name, file, block)
+
+    @cached_property
+    def _name(self) -> str:
+        return f"{self._store.root} {self.info.model_dump_json()}"
+
+    def _fetch_sums(self, file: int) -> bytes:
+        return self._store.get(f"{stem(file)}.sums")
+
+    # -- both
+
+    @property
+    def _blocks_a_file(self) -> int:
+        return -(-self.info.file_sequences // BLOCK)
+
+    @property
+    def _row_size(self) -> int:
+        return sum(self.info.row_bytes.values())
+
+    def _rows_of(self, file: int, block: int) -> tuple[int, int]:
+        return block * BLOCK, min((block + 1) * BLOCK, self.info.rows(file))
+
+    def _file_shape(self, file: int, kind: str) -> tuple[int, int]:
+        rows = self.info.rows(file)
+        return (-(-rows // BLOCK), SUM_BYTES) if kind == "sums" else (rows, self.info.row_bytes[kind])
+
+    def _bytes(self, file: int, kind: str, start: int, stop: int) -> Rows:
+        name = f"{stem(file)}.{kind}"
         if self._store.local:
-            return self._mapped(file, suffix)[start:stop]
-        with self._store.open(name) as f:
-            f.seek(start)
-            data = f.read(stop - start)
+            return self._mapped(file, kind).reshape(-1)[start:stop]
+        data = self._store.range(name, start, stop)
         if len(data) != stop - start:
             raise StoreError(f"{self._store.url(name)}: ends at {start + len(data)}; bytes up to {stop} were expected")
         return np.frombuffer(data, np.uint8)
 
-    def _map(self, file: int, suffix: str) -> npt.NDArray[np.uint8]:
-        path = self._store.path(f"{stem(file)}.{suffix}")
-        rows = self.info.rows(file)
-        size = -(-rows // BLOCK) * SUM_BYTES if suffix == "sums" else rows * self.info.row_bytes[suffix]
-        try:
-            found = path.stat().st_size
-        except FileNotFoundError as e:
-            raise StoreError(f"{path}: no such file; the store has {self.info.files} files. Run `mix` again.") from e
-        if found != size:
-            raise StoreError(f"{path}: {found:,} bytes; {rows} sequences take {size:,}. Run `mix` again.")
-        return np.memmap(path, np.uint8, "r")
+
+class _Pool:
+    """Threads for fetching, made when first needed and anew in a forked process."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads, self._process = threads, 0
+
+    def map(self, work: Callable[[Given], Made], given: Collection[Given]) -> Iterator[Made]:
+        if len(given) < 2:
+            return map(work, given)
+        if self._process != os.getpid():
+            self._pool, self._process = ThreadPoolExecutor(self._threads, "fetch"), os.getpid()
+        return self._pool.map(work, given)
 
 
-def _checksum(kinds: Sequence[npt.NDArray[np.uint8]]) -> bytes:
-    digest = hashlib.blake2b(digest_size=SUM_BYTES)
-    for rows in kinds:
-        digest.update(np.ascontiguousarray(rows).data)
-    return digest.digest()
+def sequence_cache(folder: str | os.PathLike[str] | None, limit: int, length: int) -> BlockCache:
+    """A cache of ``limit`` bytes for readers of sequences of ``length`` ids; ``folder`` None: in memory."""
+    bits = -(-length // 8)
+    return BlockCache(folder, limit, rows=BLOCK, row_bytes=2 * length + 2 * bits)
 
 
-def _pack(bits_ST: Bits) -> npt.NDArray[np.uint8]:
-    return np.packbits(bits_ST, axis=1, bitorder="little")
-
-
-def _unpack(row: npt.NDArray[np.uint8], length: int) -> Bits:
-    return np.unpackbits(row, count=length, bitorder="little").view(np.bool_)
+def _reader(store: Storage, verify: bool, cache: BlockCache | None) -> SequenceReader:
+    return SequenceReader(store, verify=verify, cache=cache)

@@ -1,83 +1,63 @@
-"""The loader: global batches of packed sequences, the same for any number of ranks, resumable from a few numbers.
+"""The loader: global batches of packed sequences, the same for any ranks and workers, resumable from a few numbers.
 
 Three lines in a notebook::
 
     from infra.storage import Storage
     from model.data.loader import SequenceLoader
     batch = next(iter(SequenceLoader(Storage("work/mix/0123456789ab"), "pretrain", batch=8)))
-
-Shape suffixes: B sequences of a micro-batch, T positions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 import torch
+from torch.utils.data import IterableDataset, get_worker_info
 
 from infra.errors import RecipeError, StoreError
 from infra.storage import Storage
+from infra.store.block_cache import BlockCache
 from infra.store.plan import PackedStore, Plan, load_plan
-from infra.store.sequences import Bits, SequenceReader, Tokens
+from infra.store.sequences import SequenceReader, sequence_cache
+from model.data.batch import IGNORE, Batch, make_batch, read_batch
+from model.data.held_out import held_out, held_out_sources
 from model.data.order import Order
-from model.vocabulary import FIRST_IMAGE_CODE, PAD, Vocabulary
+from model.data.state import LoaderState, shape_of
+from model.data.steps import BatchSizes, Steps
+from model.data.work import Share, Work, ahead
+from model.vocabulary import Vocabulary
 
-IGNORE = -100
-"""The label of a position that must not count."""
+__all__ = ["IGNORE", "Batch", "SequenceLoader", "held_out", "held_out_sources", "make_batch"]
 
 Run = Literal["pretrain", "finetune"]
-Batch = dict[str, torch.Tensor]
+
+MEMORY_CACHE = 256 << 20
+"""Bytes of fetched blocks kept in memory where the store is far away and no cache is given."""
 
 
-def make_batch(
-    tokens_BT: Tokens, starts_BT: Bits, loss_BT: Bits | None, sequences_B: npt.ArrayLike, vocabulary: Vocabulary
-) -> Batch:
-    """What the model is given, from what the store holds.
-
-    - ``tokens`` (B, T) int64;
-    - ``labels`` (B, T) int64, already shifted: the id that the position must predict, ``IGNORE`` where that is in
-      another document, padding, past the end, or switched off by its loss bit;
-    - ``documents`` (B, T) int32: number of the document within the sequence, -1 on padding;
-    - ``positions`` (B, T) int64: from 0 in each document;
-    - ``image`` (B, T) bool: the label is a picture's token (BOI, a code, EOI);
-    - ``sequences`` (B,) int64: number of the sequence in its folder, -1 for one that is all padding.
-    """
-    padding_BT = tokens_BT == PAD  # documents never hold <pad>
-    index_T = np.arange(tokens_BT.shape[1])
-    documents_BT = np.cumsum(starts_BT, axis=1, dtype=np.int32) - np.int32(1)
-    positions_BT = index_T - np.maximum.accumulate(np.where(starts_BT, index_T, 0), axis=1)
-    counts_BT = ~starts_BT[:, 1:] & ~padding_BT[:, 1:]
-    if loss_BT is not None:
-        counts_BT &= loss_BT[:, 1:]
-    labels_BT = np.full(tokens_BT.shape, IGNORE, np.int64)
-    labels_BT[:, :-1][counts_BT] = tokens_BT[:, 1:][counts_BT]
-    documents_BT[padding_BT] = -1
-    return {
-        "tokens": torch.from_numpy(tokens_BT.astype(np.int64)),
-        "labels": torch.from_numpy(labels_BT),
-        "documents": torch.from_numpy(documents_BT),
-        "positions": torch.from_numpy(positions_BT),
-        "image": torch.from_numpy((labels_BT >= FIRST_IMAGE_CODE) & (labels_BT <= vocabulary.boi)),
-        "sequences": torch.from_numpy(np.array(sequences_B, np.int64)),
-    }
-
-
-class SequenceLoader:
+class SequenceLoader(IterableDataset[Batch]):
     """Iterates over one rank's micro-batches of a run, from a state to the run's end.
 
     Every global batch is ``batch`` sequences of one stage, filled up with all-padding sequences where the stage ends or
-    where ``world * micro_batch`` does not divide it: a step is always ``accumulation`` micro-batches on every rank. Row
-    ``i`` of the global batch goes to rank ``i mod world``.
+    where ``world * micro_batch`` does not divide it: a step is equally many micro-batches on every rank. Row ``i`` of
+    the global batch goes to rank ``i mod world``. What a micro-batch holds is in :func:`model.data.batch.make_batch`;
+    ``consumed`` () int64 is added, the state's position once the micro-batch has been delivered.
+
+    Iterated over as it is, it prepares ``prefetch`` micro-batches ahead on threads, and the state is always that of
+    what was delivered. It is also a data set for torch's DataLoader, which then must be told to leave batches alone,
+    and the loader what was delivered::
+
+        for batch in DataLoader(loader, batch_size=None, num_workers=4):
+            loader.delivered(batch)
     """
 
     def __init__(
         self,
         mix_store: Storage,
         run: Run,
-        batch: int,
+        batch: int | BatchSizes,
         rank: int = 0,
         world: int = 1,
         micro_batch: int | None = None,
@@ -85,33 +65,60 @@ class SequenceLoader:
         *,
         epochs: int | None = None,
         verify: bool = True,
+        prefetch: int = 2,
+        cache: BlockCache | None = None,
+        segments: int | None = None,
     ) -> None:
-        """``epochs`` of fine-tuning; None: those that were packed. Beyond them, epoch e goes through packing
-        e mod (packed epochs) again, in an order of its own."""
+        """Reads the plan and each stage's description; lists nothing and opens no sequences.
+
+        Args:
+            mix_store: The mix step's folder: on a local disk it is memory-mapped, elsewhere read block by block.
+            run: Which of the plan's runs.
+            batch: The global batch in sequences, also by position.
+            rank: Of ``world``.
+            world: Number of ranks.
+            micro_batch: Sequences of one micro-batch; None: the rank's share of the largest batch.
+            state: Where to go on, as :meth:`state_dict` gave it.
+            epochs: Of fine-tuning; None: those that were packed. Beyond them, epoch e goes through packing e mod
+                (packed epochs) again, in an order of its own.
+            verify: Check what is read against the store's checksums.
+            prefetch: Micro-batches prepared ahead; 0: none, each is made when it is asked for.
+            cache: Of blocks fetched from afar (:func:`infra.store.sequences.sequence_cache`); None: in memory.
+            segments: Room of ``cu_seqlens``, see :func:`model.data.batch.make_batch`.
+
+        Raises:
+            StoreError: plan, store or state do not fit together.
+            RecipeError: a number is out of its range.
+        """
         self.plan = load_plan(mix_store)
-        self.run, self.batch, self.rank, self.world = run, batch, rank, world
+        self.run, self.rank, self.world, self.prefetch, self._segments = run, rank, world, prefetch, segments
         self.vocabulary = Vocabulary.model_validate(self.plan.vocabulary)
         self._folders = _folders(self.plan, run, epochs, mix_store)
-        self._readers = [SequenceReader(mix_store, folder.folder, verify=verify) for folder in self._folders]
+        if cache is None and not mix_store.local:
+            cache = sequence_cache(None, MEMORY_CACHE, self.plan.sequence_length)
+        readers = {f.folder: SequenceReader(mix_store, f.folder, verify=verify, cache=cache) for f in self._folders}
+        self._readers = [readers[folder.folder] for folder in self._folders]
         for folder, reader in zip(self._folders, self._readers, strict=True):
             if len(reader) != folder.sequences or reader.info.length != self.plan.sequence_length:
                 raise StoreError(
                     f"{mix_store.root}/{folder.folder}: {len(reader)} sequences of {reader.info.length}; the plan says "
                     f"{folder.sequences} of {self.plan.sequence_length}. Delete the step's folder and run `mix` again."
                 )
+        if not 0 <= rank < world or prefetch < 0 or (micro_batch is not None and micro_batch < 1):
+            raise RecipeError(
+                f"rank {rank} of {world}, micro_batch {micro_batch}, prefetch {prefetch}: expected 0 <= rank < world, "
+                "micro_batch >= 1, prefetch >= 0"
+            )
         self.order = Order([(folder.name, folder.slices) for folder in self._folders], self.plan.seed)
-        rows = -(-batch // world)
+        self.batch = BatchSizes.of(batch)
+        rows = -(-self.batch.largest // world)
         self.micro_batch = min(micro_batch or rows, rows)
-        self.accumulation = -(-rows // self.micro_batch)
-        """Micro-batches a step."""
-        self.steps = self.order.steps(batch)
-        """Steps of the whole run when nothing is skipped."""
+        self._share = Share(rank, world, self.micro_batch)
         self.consumed = 0
-        """Positions consumed by the steps whose micro-batches have all been handed out."""
+        """Positions consumed by the steps whose micro-batches have all been delivered."""
         self.skipped: list[tuple[int, int]] = []
         """Intervals of positions (start, stop) that are passed over."""
-        self.stage = self._folders[0].name
-        """Name of the stage that the last batch came from."""
+        self._steps = Steps(self.order, self.batch)
         if state is not None:
             self.load_state_dict(state)
 
@@ -119,71 +126,107 @@ class SequenceLoader:
     def sequence_length(self) -> int:
         return self.plan.sequence_length
 
+    @property
+    def steps(self) -> int:
+        """Steps of the whole run, skipped intervals left out."""
+        return len(self._steps)
+
+    @property
+    def step(self) -> int:
+        """Steps whose micro-batches have all been delivered."""
+        return self._steps.at(self.consumed)
+
+    @property
+    def stage(self) -> str:
+        """Name of the stage that the last step came from; before the first step, of the first stage."""
+        return self._folders[self.order.stage_of(max(0, self.consumed - 1))].name
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of the next step, on every rank: as many for a short step as for a whole one."""
+        return self._share.accumulation(self._steps[min(self.step, len(self._steps) - 1)].batch)
+
+    @property
+    def max_accumulation(self) -> int:
+        """Micro-batches of the largest step."""
+        return self._share.accumulation(self.batch.largest)
+
+    # -- iterating
+
     def __iter__(self) -> Iterator[Batch]:
-        """Micro-batches, ``accumulation`` of them a step. The state moves on with the last one of each step."""
-        while (found := self.order.next_batch(self.consumed, self.batch, self.skipped)) is not None:
-            positions, cursor = found
-            stage, sequences_N = self.order.locate(positions)
-            mine_B = _share(sequences_N, self.rank, self.world, self.accumulation * self.micro_batch)
-            for number in range(self.accumulation):
-                chosen = mine_B[number * self.micro_batch : (number + 1) * self.micro_batch]
-                micro = _read(self._readers[stage], chosen, self.vocabulary)
-                if number == self.accumulation - 1:  # before the yield: a checkpoint is taken while we wait in it
-                    self.consumed, self.stage = cursor, self._folders[stage].name
-                yield micro
+        """Micro-batches from the state on. In a worker of a DataLoader: its share of them."""
+        steps, worker = self._steps, get_worker_info()
+        work = self._share.work(self.order, steps, self.step)
+        if worker is not None:
+            yield from map(self._make, islice(work, worker.id, None, worker.num_workers))
+            return
+        for batch in ahead(self._make, work, self.prefetch):
+            if self._steps is not steps:
+                raise RuntimeError("the loader's state was set anew: what is iterated over now must begin anew too")
+            self.delivered(batch)  # before the yield: a checkpoint is taken while we wait in it
+            yield batch
+
+    def delivered(self, batch: Batch) -> None:
+        """Moves the state on: this micro-batch, and so all before it, have been handed out.
+
+        RuntimeError where it belongs neither to the present step nor ends the next: one was left out, or it was made
+        before the state was set anew.
+        """
+        consumed = int(batch["consumed"])
+        here, there = self._steps.live(self.consumed), self._steps.live(consumed)
+        if there != here and (self.step == self.steps or there != self._steps[self.step].stop):
+            raise RuntimeError(f"a micro-batch that ends at position {consumed} came after position {self.consumed}")
+        self.consumed = consumed
+
+    def _make(self, work: Work) -> Batch:
+        batch = read_batch(self._readers[work.stage], work.sequences_B, self.vocabulary, self._segments)
+        return batch | {"consumed": torch.tensor(work.consumed)}
+
+    # -- the state
 
     def skip(self, start: int, stop: int) -> None:
-        """Passes over positions ``start`` to ``stop - 1``, say those of a loss spike; from now on part of the state."""
+        """Passes over positions ``start`` to ``stop - 1``, say those of a loss spike; from now on part of the state.
+
+        What is already behind stays behind. Whatever is being iterated over must begin anew.
+        """
         if not 0 <= start < stop:
             raise RecipeError(f"skip({start}, {stop}): expected 0 <= start < stop")
-        self.skipped = sorted({*self.skipped, (start, stop)})
+        if stop <= self.consumed:
+            raise RecipeError(
+                f"skip({start}, {stop}): the run is at position {self.consumed} already. Load an earlier checkpoint."
+            )
+        self.skipped = sorted({*self.skipped, (max(start, self.consumed), stop)})
+        self._steps = Steps(self.order, self.batch, self.skipped)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that resuming needs, as plain JSON: the plan, the run, the position, the skipped intervals."""
-        return {
-            "plan": self.plan.fingerprint,
-            "run": self.run,
-            "consumed": self.consumed,
-            "skipped": [list(interval) for interval in self.skipped],
-        }
+        """All that resuming needs, as plain JSON: the plan, the run, the position, skipped intervals, batch sizes."""
+        return LoaderState(
+            plan=self.plan.fingerprint,
+            run=self.run,
+            consumed=self.consumed,
+            skipped=tuple(self.skipped),
+            batch=self.batch.phases,
+            shape=shape_of(self.plan, self._folders),
+        ).model_dump(mode="json")
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on where the state was taken; StoreError if that was in another plan or run."""
-        for key, here in (("plan", self.plan.fingerprint), ("run", self.run)):
-            if state[key] != here:
-                raise StoreError(
-                    f"the checkpoint's loader state has {key} {state[key]!r}; the {key} given now is {here!r}. Go on "
-                    "with the recipe and sources it was made with, or start this training anew from step 0."
-                )
-        consumed = int(state["consumed"])
-        if not 0 <= consumed <= len(self.order):
-            raise StoreError(f"the loader state is at position {consumed}; this run has {len(self.order)} sequences")
-        self.consumed = consumed
-        self.skipped = [(int(start), int(stop)) for start, stop in state["skipped"]]
+    def load_state_dict(self, state: Mapping[str, Any], *, accept_batch: bool = False) -> None:
+        """Goes on where the state was taken, with any number of ranks.
 
-
-def held_out_sources(mix_store: Storage) -> list[str]:
-    """The sources that have held-out sequences."""
-    return sorted(name for name, packed in load_plan(mix_store).held_out.items() if packed.sequences)
-
-
-def held_out(
-    mix_store: Storage, source: str, limit: int | None = None, *, batch: int = 8, rank: int = 0, world: int = 1
-) -> Iterator[Batch]:
-    """A source's held-out sequences, the first ``limit``, in stored order; every rank gets as many batches.
-
-    ``batch`` sequences a batch and rank; the last ones are filled up with all-padding sequences.
-    """
-    plan = load_plan(mix_store)
-    if source not in plan.held_out:
-        raise StoreError(f"{mix_store.root}: no held-out sequences of {source!r}; there are {sorted(plan.held_out)}")
-    reader = SequenceReader(mix_store, plan.held_out[source].folder)
-    count = len(reader) if limit is None else min(limit, len(reader))
-    batches = -(-count // (batch * world))
-    mine_B = _share(np.arange(count), rank, world, batches * batch)
-    vocabulary = Vocabulary.model_validate(plan.vocabulary)
-    for start in range(0, batches * batch, batch):
-        yield _read(reader, mine_B[start : start + batch], vocabulary)
+        Raises:
+            StoreError: it was taken in another plan or run; the batch from there on is another one than this loader's,
+                unless ``accept_batch`` lets this loader's take over at that position.
+        """
+        saved = LoaderState.of(state)
+        saved.require(self.plan, self.run, self._folders)
+        batch = saved.batch_sizes(self.batch, accept_batch)
+        steps = Steps(self.order, batch, saved.skipped)
+        try:
+            steps.at(saved.consumed)
+        except ValueError:  # not between two steps: a state made by hand. A step ends there all the same
+            batch = batch.then(saved.consumed, batch)
+            steps = Steps(self.order, batch, saved.skipped)
+        self.batch, self._steps = batch, steps
+        self.consumed, self.skipped = saved.consumed, list(saved.skipped)
 
 
 def _folders(plan: Plan, run: Run, epochs: int | None, store: Storage) -> list[PackedStore]:
@@ -193,25 +236,3 @@ def _folders(plan: Plan, run: Run, epochs: int | None, store: Storage) -> list[P
     if run == "pretrain" or epochs is None:
         return packed
     return [packed[e % len(packed)].model_copy(update={"name": f"epoch-{e}"}) for e in range(epochs)]
-
-
-def _share(sequences_N: npt.NDArray[np.int64], rank: int, world: int, size: int) -> npt.NDArray[np.int64]:
-    """The rank's rows of a global batch, filled up with -1 (all padding) to ``size``."""
-    mine = np.full(size, -1, np.int64)
-    rows = sequences_N[rank::world]
-    mine[: len(rows)] = rows
-    return mine
-
-
-def _read(reader: SequenceReader, sequences_B: npt.NDArray[np.int64], vocabulary: Vocabulary) -> Batch:
-    shape = (len(sequences_B), reader.info.length)
-    tokens_BT = np.full(shape, PAD, np.uint16)
-    starts_BT = np.zeros(shape, np.bool_)
-    starts_BT[:, 0] = True
-    loss_BT = np.zeros(shape, np.bool_) if reader.info.loss else None
-    for row, sequence in enumerate(sequences_B.tolist()):
-        if sequence >= 0:
-            tokens_BT[row], starts_BT[row], loss = reader.sequence(sequence)
-            if loss_BT is not None and loss is not None:
-                loss_BT[row] = loss
-    return make_batch(tokens_BT, starts_BT, loss_BT, sequences_B, vocabulary)

@@ -1,7 +1,8 @@
 """The order of training in closed form: position → stage → slice → keyed permutation → sequence.
 
 Nothing is shuffled in memory and nothing is stored: any position of any stage is computed alone, in O(1), so that a run
-starts and resumes anywhere at once, and every rank and worker agrees without speaking.
+starts and resumes anywhere at once, and every rank and worker agrees without speaking. Which positions make a step is
+in ``steps.py``.
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_right
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
 
 _ROUNDS = 8
+_KEPT = 16
+"""Permutations whose keys are kept; a stage is gone through slice by slice."""
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 _MIX_2 = np.uint64(0x94D049BB133111EB)
 
@@ -58,12 +62,12 @@ class Permutation:
 
 
 class Order:
-    """All positions of a run. ``stages`` holds each stage's name and its sequences by slice."""
+    """All positions of a run. ``stages`` holds each stage's name and its sequences by slice; ``len`` is their sum."""
 
     def __init__(self, stages: Sequence[tuple[str, Sequence[int]]], seed: int) -> None:
         self.names = [name for name, _ in stages]
         self._starts = [0, *accumulate(sum(slices) for _, slices in stages)]
-        self._slice_starts = [[0, *accumulate(slices)] for _, slices in stages]
+        self._slice_starts = [np.array([0, *accumulate(slices)], np.int64) for _, slices in stages]
         self._seed = seed
 
     def __len__(self) -> int:
@@ -90,50 +94,15 @@ class Order:
         found_N = np.empty_like(x_N)
         for number in np.unique(number_N).tolist():
             here = number_N == number
-            first, size = slices[number], slices[number + 1] - slices[number]
-            permutation = Permutation(size, self._seed, "order", self.names[stage], number)
+            first, size = int(slices[number]), int(slices[number + 1] - slices[number])
+            permutation = _slice_permutation(size, self._seed, self.names[stage], number)
             found_N[here] = first + permutation(x_N[here] - start - first)
         return stage, found_N
 
-    def next_batch(
-        self, cursor: int, batch: int, skipped: Sequence[tuple[int, int]] = ()
-    ) -> tuple[list[int], int] | None:
-        """The positions of the global batch that begins at ``cursor``, and the cursor after it; None at the end.
 
-        A batch never reaches into the next stage: the last one of a stage is short. Positions in ``skipped``
-        (start, stop) are passed over.
-        """
-        while cursor < len(self):
-            _, end = self.stage_span(self.stage_of(cursor))
-            positions: list[int] = []
-            while len(positions) < batch and cursor < end:
-                jump = max((stop for start, stop in skipped if start <= cursor < stop), default=None)
-                if jump is not None:
-                    cursor = jump
-                    continue
-                stop = min([end, cursor + batch - len(positions), *(a for a, _ in skipped if a > cursor)])
-                positions.extend(range(cursor, stop))
-                cursor = stop
-            if positions:
-                return positions, cursor
-        return None
-
-    def step(self, step: int, batch: int) -> range:
-        """The positions of a step, counted from 0, when nothing is skipped."""
-        first = 0
-        for stage in range(len(self.names)):
-            start, stop = self.stage_span(stage)
-            count = -(-(stop - start) // batch)
-            if first <= step < first + count:
-                begin = start + (step - first) * batch
-                return range(begin, min(begin + batch, stop))
-            first += count
-        raise IndexError(f"step {step} of a run of {first} steps")
-
-    def steps(self, batch: int) -> int:
-        """Global batches of the whole run when nothing is skipped."""
-        spans = [self.stage_span(stage) for stage in range(len(self.names))]
-        return sum(-(-(stop - start) // batch) for start, stop in spans)
+@lru_cache(maxsize=_KEPT)
+def _slice_permutation(size: int, seed: int, stage: str, number: int) -> Permutation:
+    return Permutation(size, seed, "order", stage, number)
 
 
 def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from infra.config import Config
 
@@ -36,11 +37,24 @@ class GuardConfig(Config):
     """A gradient norm above this multiple of the rolling median is reported as a spike."""
 
 
+class RampConfig(Config):
+    """A smaller batch at the beginning of a run."""
+
+    until: int = Field(ge=1)
+    """Sequences of the whole run after which it ends; best a multiple of the batch, or its last step is short."""
+    batch: int = Field(ge=1)
+
+
 class _Run(Config):
     batch: int = Field(ge=1)
     """Sequences a step, over all workers."""
+    batch_ramp: list[RampConfig] = []
+    """Smaller batches that come before, with rising ``until``."""
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
+    attention: Literal["document", "sequence"] = "document"
+    """document: a token sees its own document only (block-diagonal); sequence: everything before it in its sequence, as
+    one row. The labels are the same: no document predicts how the next one begins."""
     z_loss: float = Field(default=1e-5, ge=0)
     image_weight: float = Field(default=1.0, gt=0)
     """Weight of a picture's labels in the loss, a text's being 1, which is Chameleon's. Captions are a few percent of a
@@ -52,6 +66,14 @@ class _Run(Config):
     """Steps between held-out losses by source and modality."""
     evaluate_sequences: int = Field(default=64, ge=1)
     """Held-out sequences used for each of those."""
+
+    @field_validator("batch_ramp")
+    @classmethod
+    def _rises(cls, ramp: list[RampConfig]) -> list[RampConfig]:
+        untils = [phase.until for phase in ramp]
+        if any(a >= b for a, b in pairwise(untils)):
+            raise ValueError(f"`until` must rise from one entry to the next; found {untils}")
+        return ramp
 
 
 class PretrainConfig(_Run):

@@ -15,7 +15,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -77,15 +77,26 @@ class Outcome:
 class TrainingModule(nn.Module):
     """What DeepSpeed wraps: tokens in, the loss and its figures out, all inside one forward, as ZeRO-3 wants it."""
 
-    def __init__(self, transformer: Transformer, z_loss: float, image_weight: float) -> None:
+    def __init__(
+        self,
+        transformer: Transformer,
+        z_loss: float,
+        image_weight: float,
+        attention: Literal["document", "sequence"] = "document",
+    ) -> None:
         super().__init__()
         self.transformer, self.z_loss, self.image_weight = transformer, z_loss, image_weight
+        self.attention = attention
         self._output_TD = torch.empty(0)
         transformer.norm.register_forward_pre_hook(self._watch)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The summed loss, and the figures of SUMS (float64) over this micro-batch."""
-        hidden_BTD = self.transformer(batch["tokens"], batch["documents"], batch["positions"])
+        documents_BT, positions_BT = batch["documents"], batch["positions"]
+        if self.attention == "sequence":
+            documents_BT = documents_BT.clamp(max=0)  # padding, -1, stays apart
+            positions_BT = torch.arange(positions_BT.shape[1], device=positions_BT.device).expand_as(positions_BT)
+        hidden_BTD = self.transformer(batch["tokens"], documents_BT, positions_BT)
         loss = self.transformer.loss(hidden_BTD, batch["labels"], self.z_loss, self.weights(batch))
         with torch.no_grad():
             image_N = batch["image"].flatten()[loss.index_N]
@@ -123,10 +134,10 @@ class _Run:
     def __init__(self, job: Training) -> None:
         self.job, self.config, self.loader = job, job.config, job.loader
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
-        self.total, self.bf16 = job.loader.steps, use_bf16(job.resources)
+        self.bf16 = use_bf16(job.resources)
         job.model.activation_checkpointing = job.resources.activation_checkpointing
         self.engine = start_engine(
-            TrainingModule(job.model, self.config.z_loss, self.config.image_weight),
+            TrainingModule(job.model, self.config.z_loss, self.config.image_weight, self.config.attention),
             make_optimizer(job.model, self.config.optimizer),
             deepspeed_json(
                 job.resources,
@@ -145,6 +156,7 @@ class _Run:
         if found:
             self.loader.load_state_dict(found.state["loader"])
             self.spikes.load_state_dict(found.state["spikes"])
+        self.total = self.loader.steps
         self.log = MetricsLog(job.store, self.step) if self.rank == 0 else None
         self.started, self.tokens, self.norm = time.monotonic(), 0, 0.0
         self.last: dict[str, Any] = dict(found.state["last"]) if found else {}
@@ -183,7 +195,9 @@ class _Run:
         weight = torch.tensor(sum(self._weight(m) for m in micros), dtype=torch.float64, device=self.device)
         dist.all_reduce(weight)
         # DeepSpeed divides by the micro-batches and averages over the ranks; we want the mean over counted labels.
-        scale = self.loader.accumulation * self.world / max(1.0, float(weight))
+        scale = len(micros) * self.world / max(1.0, float(weight))
+        if self.engine.gradient_accumulation_steps() != len(micros):  # the batch grows
+            self.engine.set_train_batch_size(len(micros) * self.loader.micro_batch * self.world)
         sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)
         for number, micro in enumerate(micros):
             if self.job.model.config.dropout:

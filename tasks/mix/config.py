@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from pydantic import Field, NonNegativeFloat, model_validator
 
 from infra.config import Config
+
+Reason = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+Conditions = dict[Reason, str]
+"""By the name under which the ledger counts what is left out: SQL over one document's columns, asked in this order.
+
+What does not make all of them true is left out. ``docs/mixture.md`` lists the columns.
+"""
 
 
 class StageConfig(Config):
@@ -37,7 +46,11 @@ class MixConfig(Config):
     """Tokens of pre-training over all stages, padding not counted."""
     sequence_length: int = Field(default=4096, ge=16)
     stages: tuple[StageConfig, ...] = Field(min_length=1)
-    window: int = Field(default=10_000, ge=1)
+    where: dict[str, Conditions] = {}
+    """By source: which of its documents pre-training may use, all stages alike."""
+    max_passes: float | None = Field(default=None, gt=0)
+    """How often any source may be gone through over all of pre-training; a plan that needs more is refused."""
+    window: int = Field(default=131_072, ge=1)
     """Documents that best-fit packing looks at together."""
     slice_sequences: int = Field(default=1_048_576, ge=1)
     """Sequences a slice: each slice holds every source's proportional share."""
@@ -64,6 +77,8 @@ class FinetuneMixConfig(Config):
 
     sources: tuple[str, ...]
     """Sources of kind messages."""
+    where: dict[str, Conditions] = {}
+    """By source: which of its conversations fine-tuning may use."""
     weights: dict[str, NonNegativeFloat] = {}
     """Weight of answer tokens by category, then normalised; one not named weighs its natural share."""
     epochs: int = Field(default=2, ge=1)

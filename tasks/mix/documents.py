@@ -1,132 +1,117 @@
-"""What planning and packing know of the document store: lengths and flags; and its ids, where those are needed.
-
-Shape suffixes: N documents of the table, M numbers in the flat list of lengths, K chosen uses of documents.
-"""
+"""The ids of documents, for those who write or cut them: parts are read row group by row group, once each."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from collections.abc import Iterator
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
+from infra.errors import StoreError
 from infra.storage import Storage
-from infra.store.commit import load_part
 from infra.store.documents import DOCUMENTS
-from infra.store.tables import read_table
-from tasks.documents.captions import draw, realise
+from infra.store.tables import open_table
+from model.vocabulary import BOS, EOS
+from tasks.documents.captions import caption_number, image_first
 from tasks.documents.ids import Ids, unpack_bits
+from tasks.mix.group import Integers, Mask
 
-Integers = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
-
-_COLUMNS = ["sample_id", "kind", "category", "held_out", "loss", "lengths", "image_tokens"]
-_PARTS = 16
-"""Parts of the document store that a reader keeps in memory."""
+_COLUMNS = ["sample_id", "kind", "picture", "captions", "tokens", "loss"]
 
 
-@dataclass(frozen=True, eq=False)
-class Documents:
-    """Every document of the store as columns, in part and row order."""
+class RowGroup:
+    """Some neighbouring rows of a part: ids without a copy."""
 
-    parts: tuple[str, ...]
-    part_sources: tuple[str, ...]
-    """The source of each part."""
-    part_N: Integers
-    row_N: Integers
-    held_out_N: Mask
-    pair_N: Mask
-    category_N: npt.NDArray[np.str_]
-    first_caption_N: Integers
-    """h of caption (h + k) mod n."""
-    captions_N: Integers
-    """How many lengths the document has."""
-    first_length_N: Integers
-    """Where they begin in ``lengths_M``."""
-    lengths_M: Integers
-    image_tokens_N: Integers
-    answer_tokens_N: Integers
-    """Tokens with a loss bit; 0 for what is not a conversation."""
+    def __init__(self, table: pa.Table, seed: int) -> None:
+        self._seed = seed
+        self._ids = table["sample_id"].combine_chunks()
+        self._pair = (table["kind"].to_numpy() == "pairs").tolist()
+        self._tokens, self._at = _binary(table["tokens"])
+        self._picture, self._picture_at = _binary(table["picture"])
+        captions = table["captions"].combine_chunks()
+        self._first_caption = captions.offsets.to_pylist()
+        self._captions, self._caption_at = _binary(captions.values)
+        self._loss = table["loss"].combine_chunks()
 
-    def __len__(self) -> int:
-        return len(self.part_N)
+    def write(self, row: int, occurrence: int, out: Ids) -> int:
+        """Writes the document at this occurrence into ``out``, as far as that reaches; how many ids it has."""
+        if not self._pair[row]:
+            begin, stop = self._at[row], self._at[row + 1]
+            if stop - begin <= len(out):
+                out[: stop - begin] = self._tokens[begin:stop]
+            return stop - begin
+        sample, first = self._ids[row].as_py(), self._first_caption[row]
+        number = first + caption_number(sample, occurrence, self._seed, self._first_caption[row + 1] - first)
+        caption = self._captions[self._caption_at[number] : self._caption_at[number + 1]]
+        picture = self._picture[self._picture_at[row] : self._picture_at[row + 1]]
+        size = len(picture) + len(caption) + 2
+        if size <= len(out):
+            before, after = (picture, caption) if image_first(sample, occurrence, self._seed) else (caption, picture)
+            out[0], out[size - 1] = BOS, EOS
+            out[1 : 1 + len(before)] = before
+            out[1 + len(before) : size - 1] = after
+        return size
 
-    @property
-    def source_N(self) -> npt.NDArray[np.str_]:
-        return np.array(self.part_sources, np.str_)[self.part_N] if self.parts else np.zeros(0, np.str_)
-
-    def lengths(self, index_K: Integers, occurrence_K: Integers) -> Integers:
-        """Tokens of the documents at these occurrences."""
-        caption_K = (self.first_caption_N[index_K] + occurrence_K) % self.captions_N[index_K]
-        found: Integers = self.lengths_M[self.first_length_N[index_K] + caption_K]
+    def ids(self, row: int, occurrence: int) -> Ids:
+        """All ids of the document at this occurrence, (n,) uint16."""
+        found = np.empty(self.write(row, occurrence, np.empty(0, np.uint16)), np.uint16)
+        self.write(row, occurrence, found)
         return found
 
-    def answer_tokens(self, index_K: Integers, occurrence_K: Integers) -> Integers:
-        """Tokens with a loss bit; the same at every occurrence."""
-        found: Integers = self.answer_tokens_N[index_K]
-        return found
-
-
-def load_documents(store: Storage, parts: Sequence[str], seed: int) -> Documents:
-    """Reads the parts' lengths and flags from a tokenize step's folder."""
-    columns: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in ("part", "row", "held", "pair", "category")}
-    columns |= {name: [] for name in ("first", "captions", "lengths", "image", "answer")}
-    for number, part in enumerate(parts):
-        name = f"parts/{part}.parquet"
-        table = read_table(store.get(name), DOCUMENTS, store.url(name), _COLUMNS).combine_chunks()
-        pair = table["kind"].to_numpy() == "pairs"
-        lengths = table["lengths"].combine_chunks()
-        first = [draw(i, seed)[0] if p else 0 for i, p in zip(table["sample_id"].to_pylist(), pair, strict=True)]
-        answer = [int.from_bytes(bits).bit_count() for bits in table["loss"].to_pylist()]
-        columns["part"].append(np.full(table.num_rows, number, np.int64))
-        columns["row"].append(np.arange(table.num_rows))
-        columns["held"].append(np.array(table["held_out"].to_pylist(), np.bool_))
-        columns["pair"].append(pair.astype(np.bool_))
-        columns["category"].append(np.array(table["category"].to_pylist(), np.str_))
-        columns["first"].append(np.array(first, np.int64))
-        columns["captions"].append(lengths.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64))
-        columns["lengths"].append(lengths.flatten().to_numpy(zero_copy_only=False).astype(np.int64))
-        columns["image"].append(table["image_tokens"].to_numpy().astype(np.int64))
-        columns["answer"].append(np.array(answer, np.int64))
-    types: dict[str, Any] = {"held": np.bool_, "pair": np.bool_, "category": np.str_}
-    whole = {k: np.concatenate(v) if v else np.zeros(0, types.get(k, np.int64)) for k, v in columns.items()}
-    return Documents(
-        parts=tuple(parts),
-        part_sources=tuple(load_part(store, part).source for part in parts),
-        part_N=whole["part"],
-        row_N=whole["row"],
-        held_out_N=whole["held"],
-        pair_N=whole["pair"],
-        category_N=whole["category"],
-        first_caption_N=whole["first"],
-        captions_N=whole["captions"],
-        first_length_N=np.cumsum(whole["captions"]) - whole["captions"],
-        lengths_M=whole["lengths"],
-        image_tokens_N=whole["image"],
-        answer_tokens_N=whole["answer"],
-    )
+    def loss(self, row: int) -> Mask:
+        """A conversation's loss bits, (n,) bool."""
+        return unpack_bits(self._loss[row].as_py(), self._at[row + 1] - self._at[row])
 
 
 class DocumentReader:
-    """The ids of documents by part, row and occurrence."""
+    """Goes through rows of a tokenize step's parts."""
 
     def __init__(self, store: Storage, seed: int) -> None:
         self._store, self._seed = store, seed
-        self._part = lru_cache(maxsize=_PARTS)(self._load)
+
+    def rows(self, part: str, rows_K: Integers) -> Iterator[tuple[RowGroup, int, int]]:
+        """Each of some rows, which must ascend: the row group it is in, its row there, and its place among ``rows_K``.
+
+        One row group is in memory at a time.
+        """
+        name = f"parts/{part}.parquet"
+        file = open_table(self._store.get(name), DOCUMENTS, self._store.url(name))
+        first = place = 0
+        for number in range(file.num_row_groups):
+            stop = first + file.metadata.row_group(number).num_rows
+            end = int(np.searchsorted(rows_K, stop))
+            if end > place:
+                group = RowGroup(file.read_row_group(number, columns=_COLUMNS), self._seed)
+                for at, row in enumerate(rows_K[place:end].tolist(), place):
+                    yield group, row - first, at
+            first, place = stop, end
+        if place < len(rows_K):
+            raise changed(part, int(rows_K[place]), f"it has {first:,} rows")
 
     def ids(self, part: str, row: int, occurrence: int) -> Ids:
-        """All ids of the document at this occurrence, (n,) uint16."""
-        return realise(self._part(part)[row], occurrence, self._seed)
+        """All ids of one document at this occurrence, (n,) uint16."""
+        ((group, here, _),) = self.rows(part, np.array([row]))
+        return group.ids(here, occurrence)
 
     def loss(self, part: str, row: int) -> Mask:
-        """A conversation's loss bits, (n,) bool."""
-        found = self._part(part)[row]
-        return unpack_bits(found["loss"], found["lengths"][0])
+        """One conversation's loss bits, (n,) bool."""
+        ((group, here, _),) = self.rows(part, np.array([row]))
+        return group.loss(here)
 
-    def _load(self, part: str) -> list[dict[str, Any]]:
-        name = f"parts/{part}.parquet"
-        rows: list[dict[str, Any]] = read_table(self._store.get(name), DOCUMENTS, self._store.url(name)).to_pylist()
-        return rows
+
+def changed(part: str, row: int, what: str) -> StoreError:
+    """The error for a document that is not what the layout counts on."""
+    return StoreError(
+        f"document {part} row {row}: {what}. The document store changed after it was planned: delete the mix step's "
+        "folder and run `mix` again."
+    )
+
+
+def _binary(column: pa.Array | pa.ChunkedArray) -> tuple[Ids, list[int]]:
+    """A column of ids as one array, and where each row begins in it; one more for the end."""
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    _, offsets, data = array.buffers()
+    ends: npt.NDArray[np.int32] = np.frombuffer(offsets, np.int32)[array.offset : array.offset + len(array) + 1]
+    ids = np.frombuffer(data, "<u2", count=len(data) // 2) if data is not None else np.zeros(0, np.uint16)
+    return ids, (ends // 2).tolist()

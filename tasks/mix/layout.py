@@ -1,171 +1,201 @@
-"""Pass 1 of packing: which stretch of which document lies where, from lengths alone.
+"""Pass 1 of packing, layout: which stretch of which document lies where, one slice a work item.
 
 The documents of a stage are merged so that at every point each stream has given the same share of its tokens. That
-order is cut into slices and, inside them, into windows of documents; each window is packed by best fit, across streams.
-A document that fits a sequence is never cut. A longer one is cut between or inside texts, never inside a picture.
+order is cut into slices of equal shares; a slice's documents are packed window by window, by best fit, across streams.
+A document that fits a sequence is never cut; a longer one never inside a picture (``cut.py``).
 
-Shape suffixes: K uses of documents, P pieces of them.
+A slice is worked on alone: from its number and the streams' sums follow the groups that it needs. What it becomes is a
+table of spans, whose sequences are counted from the slice's own first one.
+
+Shape suffixes: N documents of a group, K uses of documents, P pieces of them, M numbers in a flat list.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
+from infra.store.manifest import Rows
 from infra.store.sequences import SPANS
-from model.vocabulary import Vocabulary
-from tasks.documents.ids import Ids, is_image
+from infra.store.tables import FORMAT_KEY, write_table
+from tasks.context import StepContext
 from tasks.mix.bestfit import best_fit
-from tasks.mix.documents import Documents, Integers
+from tasks.mix.cut import Uses, cut_all, places
+from tasks.mix.group import Group, Integers
+from tasks.mix.index import ROW_GROUP, load_group
+from tasks.mix.streams import Run, in_order
+from tasks.pool import PartOutput
 
-Uses = tuple[Integers, Integers]
-"""Index in the table of documents and occurrence, (K,) each."""
-ReadIds = Callable[[int, int], Ids]
-"""Index and occurrence to ids; asked for only where a document is longer than a sequence."""
-
-
-@dataclass(frozen=True, eq=False)
-class Pieces:
-    """Stretches of documents, (P,) each."""
-
-    index_P: Integers
-    occurrence_P: Integers
-    first_P: Integers
-    """First token of the document in the piece."""
-    length_P: Integers
-    image_P: Integers
-    """Image tokens in the piece."""
-
-    def __len__(self) -> int:
-        return len(self.index_P)
-
-    def __getitem__(self, chosen: Integers) -> Pieces:
-        return Pieces(*(column[chosen] for column in self._columns()))
-
-    def _columns(self) -> tuple[Integers, ...]:
-        return self.index_P, self.occurrence_P, self.first_P, self.length_P, self.image_P
+_CODED = pa.dictionary(pa.int32(), pa.string())
+LAYOUT = pa.schema(
+    [field.with_type(_CODED) if field.name in ("source", "part") else field for field in SPANS],
+    metadata={FORMAT_KEY: b"calumma-layout 1"},
+)
+"""As ``SPANS``, but ``sequence`` counts from the slice's first one."""
+GROUPS = 64
+"""Groups that a worker keeps in memory: a small source's come again in every pass."""
 
 
-@dataclass(frozen=True, eq=False)
-class Layout:
-    """Where every piece lies, ordered by sequence and offset."""
+@dataclass(frozen=True, slots=True)
+class Strand:
+    """What one stream gives to one slice."""
 
-    pieces: Pieces
-    sequence_P: Integers
-    offset_P: Integers
-    slices: list[int]
-    """Sequences by slice."""
+    stream: str
+    key: str
+    start: int
+    stop: int
+    """The interval of the whole packing, in the stream's documents."""
+    tokens: int
+    """The interval's."""
+    runs: tuple[Run, ...]
+    """Those with documents that may lie in the slice."""
+
+
+@dataclass(frozen=True, slots=True)
+class SliceItem:
+    """One slice to be laid out."""
+
+    store: str
+    """The packed store that it belongs to, e.g. ``stages/stage-1``."""
+    number: int
+    slices: int
+    """Of the whole store."""
+    strands: tuple[Strand, ...]
+    limit: int = 0
+    """Held-out documents: at most so many sequences; pairs come twice, once in either order."""
 
     @property
-    def sequences(self) -> int:
-        return sum(self.slices)
+    def part(self) -> str:
+        return f"layout-{self.store.replace('/', '-')}-{self.number:06d}"
 
-    def first(self, sequences: int) -> Layout:
-        """The layout of the first so many sequences, as one slice."""
-        kept = np.flatnonzero(self.sequence_P < sequences)
-        return Layout(self.pieces[kept], self.sequence_P[kept], self.offset_P[kept], [min(sequences, self.sequences)])
-
-    def table(self, documents: Documents, first: int, last: int) -> pa.Table:
-        """The spans of sequences ``first`` to ``last - 1``, schema SPANS."""
-        begin, end = np.searchsorted(self.sequence_P, [first, last])
-        pieces = self.pieces[np.arange(begin, end)]
-        part_P = documents.part_N[pieces.index_P]
-        columns = {
-            "sequence": self.sequence_P[begin:end],
-            "offset": self.offset_P[begin:end],
-            "length": pieces.length_P,
-            "source": np.array(documents.part_sources, object)[part_P],
-            "part": np.array(documents.parts, object)[part_P],
-            "row": documents.row_N[pieces.index_P],
-            "occurrence": pieces.occurrence_P,
-            "first_token": pieces.first_P,
-            "image_tokens": pieces.image_P,
-        }
-        return pa.table([pa.array(columns[field.name], field.type) for field in SPANS], schema=SPANS)
+    @property
+    def file(self) -> str:
+        """Where its spans lie, relative to ``parts/``."""
+        return f"layout/{self.store}/{self.number:06d}.parquet"
 
 
-def lay_out(
-    streams: Sequence[Uses],
-    documents: Documents,
-    read_ids: ReadIds,
-    vocabulary: Vocabulary,
-    *,
-    length: int,
-    window: int,
-    slice_sequences: int,
-) -> Layout:
-    """Packs the streams' documents into sequences of ``length`` tokens."""
-    index_K, occurrence_K, share_K = merge(streams, documents)
-    tokens = int(documents.lengths(index_K, occurrence_K).sum())
-    slices = max(1, -(-tokens // (length * slice_sequences)))
-    borders = np.searchsorted(share_K, np.arange(slices + 1) / slices)
-    borders[-1] = len(share_K)
-    packed: list[tuple[Pieces, Integers, Integers]] = []
-    counts: list[int] = []
-    opened = 0
-    for begin, end in zip(borders[:-1].tolist(), borders[1:].tolist(), strict=True):
-        before = opened
+class LayoutMaker:
+    """Lays out one slice at a time."""
+
+    def __init__(self, context: StepContext) -> None:
+        self._context, self._mix = context, context.recipe.mix
+        self._group = lru_cache(maxsize=GROUPS)(lambda part: load_group(context, part))
+
+    def process(self, item: SliceItem) -> PartOutput:
+        uses, pictures_M, sources, parts = self.uses(item)
+        table, sequences = self._pack(uses, pictures_M, item.limit)
+        columns = {name: pa.array(column) for name, column in table.items()}
+        for name, words in (("source", sources), ("part", parts)):
+            columns[name] = pa.DictionaryArray.from_arrays(columns[name].cast(pa.int32()), pa.array(words, pa.string()))
+        spans = pa.table([columns[field.name].cast(field.type) for field in LAYOUT], schema=LAYOUT)
+        begun_P = table["first_token"] == 0
+        documents = np.unique(np.stack([table["part"], table["row"]]), axis=1).shape[1] if item.limit else 0
+        return PartOutput(
+            part=item.part,
+            source=item.store,
+            files={item.file: write_table(spans, LAYOUT, row_group=ROW_GROUP)},
+            rows=Rows(),
+            facts={
+                "sequences": sequences,
+                "documents": int(begun_P.sum()),
+                "split_documents": int((begun_P & table["continued"]).sum()),
+                "held_out": documents,
+            },
+        )
+
+    def _pack(self, uses: Uses, pictures_M: Integers, limit: int) -> tuple[dict[str, Any], int]:
+        """Columns of the layout, ordered by sequence and offset, and the number of sequences."""
+        length, opened = self._mix.sequence_length, 0
+        packed: list[tuple[Integers, ...]] = []
         # Windows of equal size: a short last one would pack badly.
-        for chosen in np.array_split(np.arange(begin, end), max(1, -(-(end - begin) // window))):
-            pieces = cut_all((index_K[chosen], occurrence_K[chosen]), documents, read_ids, vocabulary, length)
+        for chosen_K in np.array_split(np.arange(len(uses)), max(1, -(-len(uses) // self._mix.window))):
+            pieces = cut_all(uses[chosen_K], pictures_M, length)
             sequence_P, offset_P, new = best_fit(pieces.length_P, length)
-            order_P = np.lexsort((offset_P, sequence_P))
-            packed.append((pieces[order_P], sequence_P[order_P] + opened, offset_P[order_P]))
+            order_P = np.argsort(sequence_P * length + offset_P)
+            use_P = pieces.use_P + (chosen_K[0] if len(chosen_K) else 0)
+            columns = (use_P, pieces.first_P, pieces.length_P, pieces.image_P, sequence_P + opened, offset_P)
+            packed.append(tuple(column[order_P] for column in columns))
             opened += new
-        counts.append(opened - before)
-    columns = zip(*((*pieces._columns(), sequence_P, offset_P) for pieces, sequence_P, offset_P in packed), strict=True)
-    *pieces_columns, sequence_P, offset_P = (np.concatenate(column) for column in columns)
-    return Layout(Pieces(*pieces_columns), sequence_P, offset_P, counts)
+        use_P, first_P, length_P, image_P, sequence_P, offset_P = (
+            np.concatenate(column) for column in zip(*packed, strict=True)
+        )
+        if limit and opened > limit:
+            kept_P = sequence_P < limit
+            use_P, first_P, length_P = use_P[kept_P], first_P[kept_P], length_P[kept_P]
+            image_P, sequence_P, offset_P, opened = image_P[kept_P], sequence_P[kept_P], offset_P[kept_P], limit
+        return {
+            "sequence": sequence_P,
+            "offset": offset_P,
+            "length": length_P,
+            "source": uses.source_K[use_P],
+            "part": uses.part_K[use_P],
+            "row": uses.row_K[use_P],
+            "occurrence": uses.occurrence_K[use_P],
+            "first_token": first_P,
+            "image_tokens": image_P,
+            "continued": uses.length_K[use_P] > length_P,
+        }, opened
 
+    def uses(self, item: SliceItem) -> tuple[Uses, Integers, list[str], list[str]]:
+        """The slice's documents, merged; all their pictures' places; and what the codes of sources and parts mean."""
+        columns: list[list[Integers]] = []
+        shares: list[Any] = []
+        sources: dict[str, int] = {}
+        parts: dict[str, int] = {}
+        pictures: list[Integers] = [np.zeros(0, np.int64)]
+        known = 0
+        for strand in item.strands:
+            for run in strand.runs:
+                group = self._group(run.group)
+                index_K, occurrence_K, share_K = self._chosen(item, strand, run, group)
+                if not len(index_K):
+                    continue
+                code_N = np.array([parts.setdefault(p, len(parts)) for p in group.parts], np.int64)
+                length_K = group.lengths(index_K, occurrence_K)
+                count_K, first_K, places_M = places(group, index_K, occurrence_K, length_K, self._mix.sequence_length)
+                columns.append(
+                    [
+                        np.full(len(index_K), sources.setdefault(group.source, len(sources))),
+                        code_N[group.part_N[index_K]],
+                        group.row_N[index_K],
+                        occurrence_K,
+                        length_K,
+                        group.image_tokens_N[index_K],
+                        count_K,
+                        first_K + known,
+                    ]
+                )
+                pictures.append(places_M)
+                known += len(places_M)
+                shares.append(share_K)
+        if not columns:
+            return Uses(*(np.zeros(0, np.int64) for _ in fields(Uses))), pictures[0], [], []
+        order_K = np.argsort(np.concatenate(shares), kind="stable")
+        if item.limit:
+            enough = item.limit * self._mix.sequence_length
+            order_K = order_K[: int(np.searchsorted(np.cumsum(np.concatenate([c[4] for c in columns])), enough)) + 1]
+        uses = Uses(*(np.concatenate(column)[order_K] for column in zip(*columns, strict=True)))
+        return uses, np.concatenate(pictures), list(sources), list(parts)
 
-def merge(streams: Sequence[Uses], documents: Documents) -> tuple[Integers, Integers, npt.NDArray[np.float64]]:
-    """All streams' documents as one, ordered by how much of its stream is used at the document's middle.
-
-    Index, occurrence and that share, (K,) each. Whatever stretch is taken of it, each stream gives in proportion to its
-    tokens.
-    """
-    index, occurrence, shares = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)], [np.zeros(0)]
-    for index_K, occurrence_K in streams:
-        length_K = documents.lengths(index_K, occurrence_K)
-        end_K = np.cumsum(length_K)
-        index.append(index_K)
-        occurrence.append(occurrence_K)
-        shares.append((2 * end_K - length_K) / (2 * max(1, int(length_K.sum()))))
-    whole = np.concatenate(shares)
-    order = np.argsort(whole, kind="stable")
-    return np.concatenate(index)[order], np.concatenate(occurrence)[order], whole[order]
-
-
-def cut_all(uses: Uses, documents: Documents, read_ids: ReadIds, vocabulary: Vocabulary, length: int) -> Pieces:
-    """Pieces of at most ``length`` tokens: one of each document that fits, several of each that does not."""
-    index_K, occurrence_K = uses
-    length_K = documents.lengths(index_K, occurrence_K)
-    fits_K = length_K <= length
-    rows = [
-        (index, occurrence, first, stop - first, image)
-        for index, occurrence in zip(index_K[~fits_K].tolist(), occurrence_K[~fits_K].tolist(), strict=True)
-        for first, stop, image in cuts(read_ids(index, occurrence), vocabulary, length)
-    ]
-    long = np.array(rows, np.int64).reshape(-1, 5).T
-    whole = (index_K[fits_K], occurrence_K[fits_K], np.zeros(int(fits_K.sum()), np.int64), length_K[fits_K])
-    columns = (*whole, documents.image_tokens_N[index_K[fits_K]])
-    return Pieces(*(np.concatenate([a, b]) for a, b in zip(columns, long, strict=True)))
-
-
-def cuts(ids: Ids, vocabulary: Vocabulary, length: int) -> Iterator[tuple[int, int, int]]:
-    """First token, stop and image tokens of each piece: as long as possible, and no picture in two pieces."""
-    begins = np.flatnonzero(ids == vocabulary.boi)
-    ends = np.flatnonzero(ids == vocabulary.eoi) + 1
-    image = is_image(ids, vocabulary)
-    at = 0
-    while at < len(ids):
-        stop = min(at + length, len(ids))
-        picture = int(np.searchsorted(begins, stop)) - 1  # the last one that begins before the cut
-        if picture >= 0 and ends[picture] > stop:
-            stop = int(begins[picture])
-        yield at, stop, int(image[at:stop].sum())
-        at = stop
+    def _chosen(self, item: SliceItem, strand: Strand, run: Run, group: Group) -> tuple[Integers, Integers, Any]:
+        """A run's documents that lie in the slice: rows of the group, occurrences, and how much of the stream is used
+        at the middle of each."""
+        index_K = in_order(group, strand.key, self._context.recipe.seed, strand.stream, run.number, run.turn)
+        occurrence_K = np.full(len(index_K), run.turn)
+        number_K = run.first + np.arange(len(index_K))
+        if item.limit:  # a pair once in either order
+            uses_K = 1 + group.pair_N[index_K].astype(np.int64)
+            index_K, number_K = np.repeat(index_K, uses_K), np.repeat(number_K, uses_K)
+            occurrence_K = np.arange(len(index_K)) - np.repeat(np.cumsum(uses_K) - uses_K, uses_K)
+        length_K = group.lengths(index_K, occurrence_K)
+        twice_K = 2 * (run.tokens + np.cumsum(length_K)) - length_K  # twice the tokens up to its middle
+        inside_K = (number_K >= strand.start) & (number_K < strand.stop)
+        if not item.limit:
+            inside_K &= twice_K * item.slices // (2 * strand.tokens) == item.number
+        chosen_K = np.flatnonzero(inside_K)
+        share_K = number_K[chosen_K] if item.limit else twice_K[chosen_K] / (2 * strand.tokens)
+        return index_K[chosen_K], occurrence_K[chosen_K], share_K

@@ -1,134 +1,120 @@
-"""The plan: weights become integer token quotas, and quotas become intervals of documents, by stage and source."""
+"""The plan: token quotas by stage and source, whether there is enough for them, and intervals of documents."""
 
 from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 
 from infra.errors import RecipeError
 from infra.store.plan import Interval
-from tasks.mix.config import FinetuneMixConfig, MixConfig, StageConfig
-from tasks.mix.documents import Documents
+from tasks.mix.config import FinetuneMixConfig, MixConfig
+from tasks.mix.shares import largest_remainder, stage_shares
 from tasks.mix.streams import Measure, Stream
 
-Shares = dict[str, Fraction]
-"""By source; they sum to 1."""
 
-_TOLERANCE = 1e-9
-_BISECTIONS = 200
+@dataclass(frozen=True, slots=True)
+class Supply:
+    """What a source has for pre-training: its documents, each once."""
+
+    documents: int
+    tokens: int
+    image_tokens: int
+    of: int = 0
+    """Documents of the source altogether, with those that are held out or left out."""
+
+    @property
+    def image_share(self) -> float:
+        return self.image_tokens / self.tokens if self.tokens else 0.0
 
 
-def largest_remainder(total: int, shares: Mapping[str, Fraction | float | int]) -> dict[str, int]:
-    """Whole numbers that sum to ``total`` in these proportions: each rounded down, the rest to the largest fractions.
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """What a stage takes of a source."""
 
-    Exact: weights are taken as the rationals they are. Of equal fractions the first named is served first.
+    stage: str
+    source: str
+    tokens: int
+    share: float
+    """Of the stage's tokens."""
+    image_tokens: int
+    """As many as the source's image share makes of it."""
+    passes: float
+    """How often the source has been gone through when the stage ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """A mixture in numbers, before any document is chosen."""
+
+    quotas: tuple[Quota, ...]
+    first_stage_tokens: int
+    """What the first stage's sources hold together, each document once."""
+
+    @property
+    def tokens(self) -> int:
+        return sum(q.tokens for q in self.quotas)
+
+    @property
+    def passes(self) -> float:
+        """Tokens seen in all over those that the first stage's sources hold, as the paper counts its epochs."""
+        return self.tokens / self.first_stage_tokens
+
+    def stages(self) -> dict[str, tuple[Quota, ...]]:
+        names = dict.fromkeys(q.stage for q in self.quotas)
+        return {name: tuple(q for q in self.quotas if q.stage == name) for name in names}
+
+
+def outline(mix: MixConfig, supplies: Mapping[str, Supply]) -> Outline:
+    """The quotas of all stages, if ``supplies`` can bear them.
+
+    Raises:
+        RecipeError: a source has no documents, a quota is less than a document, ``max_passes`` or ``hold_image_share``
+            cannot be kept. It names the constraint and the nearest plan that is feasible.
     """
-    exact = normalised(shares)
-    wished = {name: total * share for name, share in exact.items()}
-    quotas = {name: math.floor(wish) for name, wish in wished.items()}
-    left = total - sum(quotas.values())
-    for name in sorted(wished, key=lambda n: quotas[n] - wished[n])[:left]:
-        quotas[name] += 1
-    return quotas
-
-
-def normalised(weights: Mapping[str, Fraction | float | int]) -> Shares:
-    """Weights as shares that sum to exactly 1, without those that are 0."""
-    exact = {name: Fraction(weight) for name, weight in weights.items() if weight}
-    total = sum(exact.values())
-    return {name: weight / total for name, weight in exact.items()}
-
-
-def stage_shares(mix: MixConfig, image_shares: Mapping[str, float]) -> list[Shares]:
-    """Each stage's shares by source; ``image_shares``: image tokens over all tokens of one pass of each source."""
-    first = normalised(mix.stages[0].weights)
-    found = [first]
-    for stage in mix.stages[1:]:
-        new = normalised(stage.weights)
-        if stage.hold_image_share:
-            target = sum(float(share) * image_shares[name] for name, share in first.items())
-            new = hold_image_share(stage, new, image_shares, target)
-        earlier = Fraction(stage.earlier)
-        shares = {name: share * earlier for name, share in first.items()}
-        for name, share in new.items():
-            shares[name] = shares.get(name, Fraction(0)) + share * (1 - earlier)
-        found.append(normalised(shares))
-    return found
-
-
-def hold_image_share(stage: StageConfig, weights: Shares, image_shares: Mapping[str, float], target: float) -> Shares:
-    """The shares nearest to ``weights`` (least relative entropy) whose image share is ``target``.
-
-    They are ``weight·exp(λ·image share)``, normalised; λ by bisection, as their image share rises with it. No source
-    changes sides: one that was wished for is never driven to 0. RecipeError if no shares reach the target.
-    """
-    by_image = sorted(weights, key=lambda name: image_shares[name])
-    low, high = image_shares[by_image[0]], image_shares[by_image[-1]]
-
-    def tilted(slope: float) -> dict[str, float]:
-        exponents = {name: slope * image_shares[name] for name in weights}
-        largest = max(exponents.values())
-        powers = {name: float(weight) * math.exp(exponents[name] - largest) for name, weight in weights.items()}
-        total = sum(powers.values())
-        return {name: power / total for name, power in powers.items()}
-
-    def image_share(shares: Mapping[str, float]) -> float:
-        return sum(share * image_shares[name] for name, share in shares.items())
-
-    if abs(image_share(tilted(0)) - target) < _TOLERANCE:
-        return weights
-    if not low < target < high:
-        nearest = by_image[0] if target <= low else by_image[-1]
-        ranges = ", ".join(f"{name} {image_shares[name]:.1%}" for name in by_image)
-        raise RecipeError(
-            f"mix.stages.{stage.name}.hold_image_share: the first stage is {target:.2%} image tokens, and no weights "
-            f"of this stage's new sources reach that; they hold: {ranges}. The nearest feasible weights are "
-            f"{{{nearest}: 1}}, which give {image_shares[nearest]:.2%}. Give a weight there to a source with "
-            f"{'fewer' if target <= low else 'more'} pictures, also one of the first stage's, or set hold_image_share "
-            "to false."
-        )
-    below, above = -1.0, 1.0
-    while image_share(tilted(below)) > target and below > -1e6:
-        below *= 2
-    while image_share(tilted(above)) < target and above < 1e6:
-        above *= 2
-    for _ in range(_BISECTIONS):
-        middle = (below + above) / 2
-        if image_share(tilted(middle)) < target:
-            below = middle
-        else:
-            above = middle
-    # Nine decimals: the last bits of exp differ between machines, and quotas must not.
-    return normalised({name: Fraction(round(share * 10**9), 10**9) for name, share in tilted(above).items()})
-
-
-def pretrain_intervals(mix: MixConfig, streams: Mapping[str, Stream], documents: Documents) -> list[list[Interval]]:
-    """Each stage's intervals by source. A later stage goes on where the earlier ones stopped."""
-    wanted = {name for stage in mix.stages for name, weight in stage.weights.items() if weight}
-    image_shares = {name: _image_share(streams[name], documents) for name in sorted(wanted)}
+    for stage in mix.stages:
+        for name in (n for n, weight in stage.weights.items() if weight and not supplies[n].tokens):
+            raise _nothing(mix, stage.name, name, supplies)
+    shares = stage_shares(mix, {name: supply.image_share for name, supply in supplies.items()})
     tokens = largest_remainder(mix.tokens, {stage.name: stage.share for stage in mix.stages})
+    used = dict.fromkeys(supplies, 0)
+    quotas = []
+    for stage, own in zip(mix.stages, shares, strict=True):
+        for name, quota in largest_remainder(tokens[stage.name], own).items():
+            supply = supplies[name]
+            if quota * supply.documents < supply.tokens:
+                raise _too_little(mix, stage.name, name, quota, own[name] * Fraction(stage.share), supply)
+            used[name] += quota
+            image = round(quota * supply.image_share)
+            passes = used[name] / supply.tokens
+            quotas.append(Quota(stage.name, name, quota, float(own[name]), image, passes))
+    if mix.max_passes is not None:
+        worst = max(used, key=lambda n: used[n] / max(1, supplies[n].tokens))
+        if used[worst] > mix.max_passes * supplies[worst].tokens:
+            raise _too_often(mix, mix.max_passes, used, supplies, worst)
+    first = sum(supplies[name].tokens for name in shares[0])
+    return Outline(tuple(quotas), first)
+
+
+def pretrain_intervals(mix: MixConfig, streams: Mapping[str, Stream], found: Outline) -> list[list[Interval]]:
+    """Each stage's intervals by source. A later stage goes on where the earlier ones stopped."""
     cursors = dict.fromkeys(streams, 0)
-    found = []
-    for stage, shares in zip(mix.stages, stage_shares(mix, image_shares), strict=True):
-        quotas = largest_remainder(tokens[stage.name], shares)
+    stages = []
+    for quotas in found.stages().values():
         intervals = []
-        for name, quota in quotas.items():
-            intervals.append(_interval(streams[name], cursors[name], quota, documents, documents.lengths))
+        for quota in quotas:
+            name = quota.source
+            intervals.append(_interval(streams[name], cursors[name], quota.tokens, "tokens"))
             cursors[name] = intervals[-1].stop
-        found.append(intervals)
-    return found
+        stages.append(intervals)
+    return stages
 
 
-def finetune_intervals(
-    config: FinetuneMixConfig, streams: Mapping[str, Stream], documents: Documents
-) -> list[list[Interval]]:
+def finetune_intervals(config: FinetuneMixConfig, streams: Mapping[str, Stream]) -> list[list[Interval]]:
     """Each epoch's intervals by category, counted in answer tokens; the next epoch goes on where the last stopped."""
-    natural = {
-        name: int(documents.answer_tokens_N[stream.documents(0, stream.per_pass)[0]].sum())
-        for name, stream in streams.items()
-    }
+    natural = {name: stream.supply.answer_tokens for name, stream in streams.items()}
     for name in config.weights:
         if name not in natural:
             near = difflib.get_close_matches(name, natural, 1)
@@ -147,28 +133,73 @@ def finetune_intervals(
     for _ in range(config.epochs):
         intervals = []
         for name, quota in quotas.items():
-            intervals.append(_interval(streams[name], cursors[name], quota, documents, documents.answer_tokens))
+            intervals.append(_interval(streams[name], cursors[name], quota, "answer_tokens"))
             cursors[name] = intervals[-1].stop
         epochs.append(intervals)
     return epochs
 
 
-def _interval(stream: Stream, start: int, quota: int, documents: Documents, measure: Measure) -> Interval:
-    stop, counted = stream.take(start, quota, measure)
-    index_K, occurrence_K = stream.documents(start, stop)
+def _interval(stream: Stream, start: int, quota: int, measure: Measure) -> Interval:
+    stop = stream.take(start, quota, measure)
+    held = stream.prefix(stop) - stream.prefix(start)
     return Interval(
         stream=stream.name,
         start=start,
         stop=stop,
         per_pass=stream.per_pass,
         quota=quota,
-        counted=counted,
-        tokens=int(documents.lengths(index_K, occurrence_K).sum()),
-        image_tokens=int(documents.image_tokens_N[index_K].sum()),
+        counted=held.tokens if measure == "tokens" else held.answer_tokens,
+        tokens=held.tokens,
+        image_tokens=held.image_tokens,
     )
 
 
-def _image_share(stream: Stream, documents: Documents) -> float:
-    index_K, occurrence_K = stream.documents(0, stream.per_pass)
-    tokens = int(documents.lengths(index_K, occurrence_K).sum())
-    return int(documents.image_tokens_N[index_K].sum()) / tokens if tokens else 0.0
+def _nothing(mix: MixConfig, stage: str, name: str, supplies: Mapping[str, Supply]) -> RecipeError:
+    weights = next(s.weights for s in mix.stages if s.name == stage)
+    rest = ", ".join(f"{n}: {w:g}" for n, w in weights.items() if w and supplies[n].tokens)
+    why = (
+        f"none of its {supplies[name].of:,} documents may be used: all are held out, or left out by mix.where"
+        if supplies[name].of
+        else "it has no documents"
+    )
+    return RecipeError(
+        f"mix.stages.{stage}.weights.{name}: tokens are wanted of {name}, and {why}. "
+        + (f"The nearest feasible weights are {{{rest}}}. " if rest else "No other source has a weight there. ")
+        + "Look into the ledger of scan and tokenize for where its samples went."
+    )
+
+
+def _too_little(mix: MixConfig, stage: str, name: str, quota: int, share: Fraction, supply: Supply) -> RecipeError:
+    average = Fraction(supply.tokens, supply.documents)
+    # A little more than the bound: rounding to whole tokens may take one away.
+    enough = math.ceil((average + 1) / share)
+    return RecipeError(
+        f"mix.stages.{stage}: {quota:,} tokens are wanted of {name}, less than one of its documents, which have "
+        f"{float(average):,.0f} on average. The nearest feasible plan is this mixture with mix.tokens: {enough:,} "
+        f"(it is {mix.tokens:,}), {float(average / max(1, quota)):,.1f} times the weight for {name}, or none."
+    )
+
+
+def _too_often(
+    mix: MixConfig, limit: float, used: Mapping[str, int], supplies: Mapping[str, Supply], worst: str
+) -> RecipeError:
+    over = [n for n in used if used[n] > limit * supplies[n].tokens]
+    passes = ", ".join(f"{n} {used[n] / supplies[n].tokens:,.2f}" for n in over)
+    most = math.floor(mix.tokens * limit * supplies[worst].tokens / used[worst] * (1 - 1e-9))
+    return RecipeError(
+        f"mix.max_passes is {limit:g}, and this mixture of {mix.tokens:,} tokens goes more often through: {passes} "
+        f"times. {worst} has {supplies[worst].tokens:,} tokens and {used[worst]:,} are wanted. The nearest feasible "
+        f"plan is this mixture with mix.tokens: {most:,}; or give these sources less weight, or raise mix.max_passes."
+    )
+
+
+def supply_of(stream: Stream, documents: int) -> Supply:
+    """A stream's supply; ``documents``: of its source altogether."""
+    found = stream.supply
+    return Supply(stream.per_pass, found.tokens, found.image_tokens, documents)
+
+
+def named(mix: MixConfig) -> list[str]:
+    """The sources that have a weight in any stage, in the order in which they are named."""
+    weights: Sequence[Mapping[str, float]] = [stage.weights for stage in mix.stages]
+    return list(dict.fromkeys(n for by_source in weights for n, weight in by_source.items() if weight))

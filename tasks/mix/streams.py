@@ -1,73 +1,191 @@
 """Streams: documents without end. Pass p of a stream is all its documents in an order of its own, from the seed.
 
-The order is parts in seeded order, 16 of them at a time, and in each such group rows in seeded order: neighbouring rows
-of a source are often of a kind, and a reader still goes through few parts at once.
+The order is groups in seeded order, and inside each group rows in seeded order: neighbouring rows of a source are often
+of a kind, and a reader still goes through few parts at once. Document ``n`` of a stream belongs to pass
+``n // per_pass``, and that is its occurrence: every document is used once before any is used again. A stage of training
+takes an interval of the stream; the next goes on from there.
 
-Document ``n`` of a stream belongs to pass ``n // per_pass``, and that is its occurrence: every document is used once
-before any is used again. A stage of training takes an interval of the stream; the next goes on from there.
+All sums come from the groups' totals; a group's documents are looked at only where an interval begins or ends in it. So
+the planner holds a few numbers a group, whatever the corpus.
+
+Shape suffixes: G groups, R runs (a group in a pass), K documents.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, Literal
 
 import numpy as np
 
-from infra.errors import RecipeError
 from model.data.order import Permutation
-from tasks.mix.documents import Documents, Integers
+from tasks.mix.group import Group, Integers
 
-Measure = Callable[[Integers, Integers], Integers]
-"""(index_K, occurrence_K) to what a quota counts of each: tokens, or answer tokens."""
+Measure = Literal["tokens", "answer_tokens"]
+"""What a quota counts."""
+Load = Callable[[str], Group]
+"""A group by the name of its index part."""
+_PASSES = 4
 
-SHUFFLED_PARTS = 16
-"""Parts whose rows are shuffled together: as many as a reader keeps in memory."""
-_PASSES = 2
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Sums over the first so many documents of a stream."""
+
+    tokens: int = 0
+    image_tokens: int = 0
+    answer_tokens: int = 0
+
+    def __add__(self, other: Totals) -> Totals:
+        return Totals(*(getattr(self, n) + getattr(other, n) for n in self.__slots__))
+
+    def __sub__(self, other: Totals) -> Totals:
+        return Totals(*(getattr(self, n) - getattr(other, n) for n in self.__slots__))
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A group's documents in one pass."""
+
+    group: str
+    """Name of the index part."""
+    number: int
+    """Of the group within the stream."""
+    turn: int
+    """The pass, and so the documents' occurrence."""
+    first: int
+    """Number of its first document in the stream."""
+    tokens: int
+    """Of the stream before that document, counted from where an interval begins; below 0 if it begins inside."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Pass:
+    """One pass: groups in their order, and what lies before each, (G + 1,)."""
+
+    order_G: Integers
+    documents: Integers
+    tokens: Integers
+    image_tokens: Integers
+    answer_tokens: Integers
 
 
 class Stream:
-    """One source's documents (or one category's conversations), endlessly. ``index_N`` are rows of ``documents``."""
+    """One source's documents (or one category's conversations), endlessly."""
 
-    def __init__(self, name: str, documents: Documents, index_N: Integers, seed: int) -> None:
-        self.name, self._seed = name, seed
-        # The table is in part order: a part's documents are neighbours.
-        self._parts = np.split(index_N, np.flatnonzero(np.diff(documents.part_N[index_N])) + 1) if len(index_N) else []
-        self.per_pass = len(index_N)
+    def __init__(
+        self, name: str, key: str, groups: Sequence[tuple[str, Mapping[str, Any]]], load: Load, seed: int
+    ) -> None:
+        """``groups``: index parts that hold documents of the stream ``key``, each with its totals."""
+        self.name, self.key, self._load, self._seed = name, key, load, seed
+        self.groups = tuple(part for part, _ in groups)
+        totals = [found for _, found in groups]
+        self._documents_G, self._image_G, self._answer_G = (
+            np.array([t[n] for t in totals], np.int64) for n in ("documents", "image_tokens", "answer_tokens")
+        )
+        captions = sorted({int(n) for t in totals for n in t["sums"]})
+        self._sums = {n: np.array([t["sums"].get(str(n), [0] * n) for t in totals], np.int64) for n in captions}
+        self.per_pass = int(self._documents_G.sum())
         self._pass = lru_cache(maxsize=_PASSES)(self._order)
+        self._before = [Totals()]
 
-    def take(self, start: int, quota: int, measure: Measure) -> tuple[int, int]:
-        """The interval from ``start`` that ends with the first document to reach ``quota``: its stop and its count."""
-        counted, at = 0, start
-        while counted < quota:
-            number, within = divmod(at, max(1, self.per_pass))
-            index_K = self._pass(number)[within:] if self.per_pass else np.zeros(0, np.int64)
-            sums = counted + np.cumsum(measure(index_K, np.full(len(index_K), number)))
-            if not len(sums) or (within == 0 and sums[-1] == counted):
-                raise RecipeError(
-                    f"{self.name}: {quota:,} tokens are wanted of it and it has no training documents with any. "
-                    "Give it weight 0, or look into the scan's and tokenize's ledger for where its samples went."
-                )
-            reached = int(np.searchsorted(sums, quota))
-            used = min(reached + 1, len(sums))
-            counted, at = int(sums[used - 1]), at + used
-        return at, counted
+    def tokens_of_pass(self, number: int) -> int:
+        """Tokens of a whole pass; captions take turns, so that passes differ."""
+        return sum(int(sums[:, number % n].sum()) for n, sums in self._sums.items())
 
-    def documents(self, start: int, stop: int) -> tuple[Integers, Integers]:
-        """Index and occurrence, (K,) each, of the stream's documents ``start`` to ``stop - 1``."""
-        index, occurrence = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-        while start < stop:
-            number, within = divmod(start, self.per_pass)
-            found = self._pass(number)[within : within + stop - start]
-            index.append(found)
-            occurrence.append(np.full(len(found), number, np.int64))
-            start += len(found)
-        return np.concatenate(index), np.concatenate(occurrence)
+    @property
+    def supply(self) -> Totals:
+        """Everything once: pass 0."""
+        return Totals(self.tokens_of_pass(0), int(self._image_G.sum()), int(self._answer_G.sum()))
 
-    def _order(self, number: int) -> Integers:
-        parts = Permutation(len(self._parts), self._seed, "parts", self.name, number).all().tolist()
-        shuffled = []
-        for group in range(0, len(parts), SHUFFLED_PARTS):
-            rows = np.concatenate([self._parts[part] for part in parts[group : group + SHUFFLED_PARTS]])
-            shuffled.append(rows[Permutation(len(rows), self._seed, "rows", self.name, number, group).all()])
-        return np.concatenate(shuffled)
+    def prefix(self, count: int) -> Totals:
+        """Sums over the stream's documents 0 to ``count - 1``."""
+        if count == 0:
+            return Totals()
+        number, within = divmod(count, self.per_pass)
+        found = self._passes_before(number)
+        if not within:
+            return found
+        here = self._pass(number)
+        place = int(np.searchsorted(here.documents, within, side="right")) - 1
+        found += Totals(int(here.tokens[place]), int(here.image_tokens[place]), int(here.answer_tokens[place]))
+        if (rest := within - int(here.documents[place])) == 0:
+            return found
+        index_K, length_K, group = self._documents_of(number, place)
+        index_K = index_K[:rest]
+        return found + Totals(
+            int(length_K[: len(index_K)].sum()),
+            int(group.image_tokens_N[index_K].sum()),
+            int(group.answer_tokens_N[index_K].sum()),
+        )
+
+    def take(self, start: int, quota: int, measure: Measure) -> int:
+        """Where the interval from ``start`` stops that ends with the first document to reach ``quota``."""
+        if quota <= 0:
+            return start
+        if not getattr(self.supply, measure):
+            raise ValueError(f"{self.name}: {quota:,} {measure} of a stream without any")
+        target = getattr(self.prefix(start), measure) + quota
+        number = start // self.per_pass
+        while getattr(self._passes_before(number + 1), measure) < target:
+            number += 1
+        rest = target - getattr(self._passes_before(number), measure)
+        here = self._pass(number)
+        place = int(np.searchsorted(getattr(here, measure), rest)) - 1
+        rest -= int(getattr(here, measure)[place])
+        index_K, length_K, group = self._documents_of(number, place)
+        counted_K = np.cumsum(length_K if measure == "tokens" else group.answer_tokens_N[index_K])
+        within = int(here.documents[place]) + int(np.searchsorted(counted_K, rest)) + 1
+        return number * self.per_pass + within
+
+    def runs(self, start: int, stop: int) -> list[Run]:
+        """The runs that hold the documents ``start`` to ``stop - 1``, in order."""
+        found: list[Run] = []
+        if start >= stop:
+            return found
+        begin = self.prefix(start).tokens
+        for number in range(start // self.per_pass, -(-stop // self.per_pass)):
+            here, base = self._pass(number), number * self.per_pass
+            before = self._passes_before(number).tokens - begin
+            first = int(np.searchsorted(here.documents, start - base, side="right")) - 1
+            last = int(np.searchsorted(here.documents, stop - base))
+            for place in range(max(0, first), min(last, len(here.order_G))):
+                group = int(here.order_G[place])
+                at, tokens = base + int(here.documents[place]), before + int(here.tokens[place])
+                found.append(Run(self.groups[group], group, number, at, tokens))
+        return found
+
+    def firsts(self) -> dict[str, int]:
+        """By group, the number of its first document in pass 0."""
+        here = self._pass(0)
+        return {self.groups[g]: int(n) for g, n in zip(here.order_G.tolist(), here.documents, strict=False)}
+
+    def _passes_before(self, number: int) -> Totals:
+        """Sums over whole passes."""
+        while len(self._before) <= number:
+            turn = len(self._before) - 1
+            one = Totals(self.tokens_of_pass(turn), int(self._image_G.sum()), int(self._answer_G.sum()))
+            self._before.append(self._before[-1] + one)
+        return self._before[number]
+
+    def _order(self, number: int) -> _Pass:
+        order_G = Permutation(len(self.groups), self._seed, "groups", self.name, number).all()
+        tokens_G = sum((sums[:, number % n] for n, sums in self._sums.items()), np.zeros(len(order_G), np.int64))
+        columns = (self._documents_G, tokens_G, self._image_G, self._answer_G)
+        return _Pass(order_G, *(np.concatenate([[0], np.cumsum(column[order_G])]) for column in columns))
+
+    def _documents_of(self, number: int, place: int) -> tuple[Integers, Integers, Group]:
+        """The documents at a place of a pass in their order, their lengths, and the group that they are rows of."""
+        which = int(self._pass(number).order_G[place])
+        group = self._load(self.groups[which])
+        index_K = in_order(group, self.key, self._seed, self.name, which, number)
+        return index_K, group.lengths(index_K, number), group
+
+
+def in_order(group: Group, key: str, seed: int, stream: str, number: int, turn: int) -> Integers:
+    """A group's documents of a stream in the order of one pass, (K,) rows of the group."""
+    members_K = group.members(key)
+    found: Integers = members_K[Permutation(len(members_K), seed, "rows", stream, turn, number).all()]
+    return found

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from infra.errors import RecipeError
 from infra.words import size_in_words
-from tasks.plan.data import BYTES_A_TOKEN, SourceSize, source_sizes
+from tasks.mix.plan import Outline, outline
+from tasks.plan.data import BYTES_A_TOKEN, SourceSize, source_sizes, supplies
 from tasks.plan.rates import Rates
 from tasks.recipe import Recipe
 
@@ -31,8 +33,10 @@ class CostPlan:
 
     recipe: str
     sources: tuple[SourceSize, ...]
-    stages: tuple[tuple[str, int, dict[str, float]], ...]
-    """Name, tokens and weights."""
+    mixture: Outline | None
+    """None where one source alone is planned, or these sizes cannot bear the mixture."""
+    infeasible: str
+    """Why they cannot, and the nearest plan that they can."""
     data: tuple[Line, ...]
     training: tuple[Line, ...]
     rates: Rates
@@ -50,9 +54,15 @@ def plan_cost(recipe: Recipe, rates: Rates, source: str | None = None) -> CostPl
     sources = source_sizes(recipe, source)
     if source is not None:
         lines = tuple(x for x in _data(recipe, sources, rates) if x.step not in ("mix", "all"))
-        return CostPlan(f"{recipe.name}, {source}", sources, (), lines, (), rates)
-    stages = tuple((s.name, round(s.share * recipe.mix.tokens), dict(s.weights)) for s in recipe.mix.stages)
-    return CostPlan(recipe.name, sources, stages, _data(recipe, sources, rates), _training(recipe, rates), rates)
+        return CostPlan(f"{recipe.name}, {source}", sources, None, "", lines, (), rates)
+    mixture, infeasible = None, ""
+    try:
+        mixture = outline(recipe.mix, supplies(recipe, sources))
+    except RecipeError as e:  # sizes may be estimates: what they cannot bear is said, and the rest is planned
+        infeasible = str(e)
+    return CostPlan(
+        recipe.name, sources, mixture, infeasible, _data(recipe, sources, rates), _training(recipe, rates), rates
+    )
 
 
 def _data(recipe: Recipe, sources: tuple[SourceSize, ...], rates: Rates) -> tuple[Line, ...]:

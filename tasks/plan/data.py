@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 
 from infra.errors import CalummaError, RecipeError, SourceError
+from tasks.mix.plan import Supply
 from tasks.recipe import Recipe
 from tasks.sources import open_source
 from tasks.sources.base import RawSample
@@ -38,6 +40,18 @@ def source_sizes(recipe: Recipe, only: str | None = None) -> tuple[SourceSize, .
         raise RecipeError(f"{recipe.name}: no source is named {only!r}; there are {', '.join(names)}")
     wanted = [s for s in recipe.sources if only in (None, s.name)]
     return tuple(_stated(recipe, s) if s.expected.samples else _counted(recipe, s) for s in wanted)
+
+
+def supplies(recipe: Recipe, sizes: Iterable[SourceSize]) -> dict[str, Supply]:
+    """What each source would have for pre-training if all its samples became documents: ``<s>`` and ``</s>``, for
+    conversations an end of turn, and the pictures' tokens beside those of its text."""
+    picture = recipe.image_tokenizer.codes_per_image + 2
+    found = {}
+    for size in sizes:
+        control = (3 if size.kind == "messages" else 2) * size.samples
+        image = picture * size.pictures
+        found[size.name] = Supply(size.samples, size.text_tokens + image + control, image, size.samples)
+    return found
 
 
 def _stated(recipe: Recipe, config: SourceConfig) -> SourceSize:

@@ -6,7 +6,9 @@ from collections.abc import Iterable
 
 from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
+from tasks.mix.show import lines_of_outline, mixture_table
 from tasks.plan.cost import CostPlan, Line
 from tasks.plan.data import SourceSize
 from tasks.plan.rates import Rate, Rates
@@ -17,7 +19,7 @@ def render(plan: CostPlan) -> RenderableType:
     total = f"All together [bold]${plan.cost:,.2f}[/], at the prices below and with every step done once."
     return Group(
         _sources(plan.recipe, plan.sources),
-        *([_stages(plan)] if plan.stages else []),
+        *_mixture(plan),
         _lines("Data plane", plan.data),
         *([_lines("Training", plan.training)] if plan.training else []),
         total,
@@ -35,13 +37,17 @@ def _sources(recipe: str, sources: tuple[SourceSize, ...]) -> Table:
     return table
 
 
-def _stages(plan: CostPlan) -> Table:
-    table = Table(title="Mixture", title_justify="left")
-    for column in ("stage", "tokens", "weights"):
-        table.add_column(column, justify="right" if column == "tokens" else "left")
-    for name, tokens, weights in plan.stages:
-        table.add_row(name, f"{tokens:,}", ", ".join(f"{k} {v:g}" for k, v in weights.items()))
-    return table
+def _mixture(plan: CostPlan) -> list[RenderableType]:
+    if plan.infeasible:
+        return [Text("Mixture", style="italic"), Text(f"By these sizes it cannot be made: {plan.infeasible}", "yellow")]
+    if plan.mixture is None:
+        return []
+    found = plan.mixture
+    seen = (
+        f"{found.tokens:,} tokens are {found.passes:.2f} times the {found.first_stage_tokens:,} that the first stage's "
+        "sources hold, if all their samples become documents."
+    )
+    return [mixture_table(lines_of_outline(found), "Mixture"), seen]
 
 
 def _lines(title: str, lines: Iterable[Line]) -> Table:

@@ -27,6 +27,8 @@ READERS: dict[str, str] = {
     "html": "tasks.sources.html:HtmlFiles",
     "markdown": "tasks.sources.markdown:MarkdownFiles",
     "tokens": "tasks.sources.tokens:TokenFiles",
+    "mds": "tasks.sources.mds:MdsTokens",
+    "megatron": "tasks.sources.megatron:MegatronTokens",
 }
 """Short names of the readers that come with Calumma."""
 

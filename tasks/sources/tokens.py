@@ -8,9 +8,10 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from infra.config import Config
-from model.vocabulary import BOS, EOS
+from model.vocabulary import BOS, EOS, PAD
 from tasks.sources import parquet
 from tasks.sources.base import BadRow, EndOfRange, RawSample, WorkItem
 from tasks.sources.files import UnusableRow, ends_in, field, optional_text
@@ -68,6 +69,27 @@ class TokenFiles(ListedSource):
             return BadRow(file, row, e.error, e.message)
         licence = optional_text(content, self._options.licence)
         return RawSample(key, file, row, tokens=tokens, licence=licence)
+
+
+def ids_of_numbers(numbers_N: npt.NDArray[Any]) -> npt.NDArray[np.uint16]:
+    """Integers of any type as ids, (N,) uint16; UnusableRow ``bad-tokens`` where one does not fit."""
+    if numbers_N.size and (int(numbers_N.min()) < 0 or int(numbers_N.max()) > _LARGEST):
+        low, high = numbers_N.min(), numbers_N.max()
+        raise UnusableRow("bad-tokens", f"ids from {low} to {high}; expected 0 to {_LARGEST}")
+    return numbers_N.astype(np.uint16)
+
+
+def documents_in(ids_N: npt.NDArray[np.uint16], file: str, row: int) -> Iterator[RawSample]:
+    """The documents of a row: what other trainers store may be a packed sequence.
+
+    It is cut before every ``<s>`` and behind every ``</s>``, and padding is left out. What is left without ids is no
+    document; the row itself is one where nothing else is. Keys are ``FILE#ROW``, from the second document on with
+    ``.1``, ``.2`` and so on.
+    """
+    cuts = np.union1d(np.flatnonzero(ids_N == BOS), np.flatnonzero(ids_N == EOS) + 1)
+    pieces = [ids_of(piece[piece != PAD].astype("<u2").tobytes()) for piece in np.split(ids_N, cuts)]
+    for number, tokens in enumerate([p for p in pieces if p] or [b""]):
+        yield RawSample(f"{file}#{row}" + (f".{number}" if number else ""), file, row, tokens=tokens)
 
 
 def ids_of(value: Any) -> bytes:

@@ -51,6 +51,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
     import torch.distributed as dist
 
     from model.data.loader import SequenceLoader
+    from model.data.steps import BatchSizes
     from model.training.loop import Training, train
     from model.training.monitors import METRICS
     from model.transformer.load import load_transformer, save_transformer
@@ -72,7 +73,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
             loader=SequenceLoader(
                 mix,
                 arguments["run"],
-                config.batch,
+                BatchSizes.of(config.batch, ((phase.until, phase.batch) for phase in config.batch_ramp)),
                 dist.get_rank(),
                 dist.get_world_size(),
                 resources.micro_batch,

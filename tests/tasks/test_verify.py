@@ -64,7 +64,7 @@ def test_a_whole_run_is_whole_whatever_reads_it(toy: Toy) -> None:
     here, elsewhere = (verify(addresses_of(toy[0]), processes=n) for n in (1, 2))
     assert here.damage == []
     assert here.leftovers == []
-    assert here.parts == 51
+    assert here.parts == 67
     assert here.bytes > 1_000_000
     assert here == elsewhere
     assert verify(addresses_of(toy[0]), step="encode", source="words", processes=1).parts == 2

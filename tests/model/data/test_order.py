@@ -83,46 +83,26 @@ def test_every_sequence_has_one_position(stages: list[list[int]], seed: int) -> 
             at += size
 
 
-@settings(deadline=None)
-@given(stages=stage_lists, batch=st.integers(1, 40))
-def test_batches_end_with_their_stage(stages: list[list[int]], batch: int) -> None:
-    order = order_of(stages)
-    cursor, seen, steps = 0, [], 0
-    while (found := order.next_batch(cursor, batch)) is not None:
-        positions, cursor = found
-        assert 0 < len(positions) <= batch
-        assert len({order.stage_of(p) for p in positions}) == 1
-        assert positions == list(order.step(steps, batch))
-        seen += positions
-        steps += 1
-    assert seen == list(range(len(order)))
-    assert steps == order.steps(batch)
-    with pytest.raises(IndexError):
-        order.step(steps, batch)
-
-
-@settings(deadline=None)
-@given(
-    stages=stage_lists,
-    batch=st.integers(1, 40),
-    skipped=st.lists(st.tuples(st.integers(0, 100), st.integers(1, 50)).map(lambda t: (t[0], t[0] + t[1])), max_size=3),
-)
-def test_skipped_positions_never_come(stages: list[list[int]], batch: int, skipped: list[tuple[int, int]]) -> None:
-    order = order_of(stages)
-    cursor, seen = 0, []
-    while (found := order.next_batch(cursor, batch, skipped)) is not None:
-        positions, cursor = found
-        assert len({order.stage_of(p) for p in positions}) == 1
-        ends = order.stage_span(order.stage_of(positions[0]))[1]
-        rest = [p for p in range(positions[-1] + 1, ends) if not any(a <= p < b for a, b in skipped)]
-        assert len(positions) == batch or not rest  # short only where the stage has nothing more
-        seen += positions
-    assert seen == [p for p in range(len(order)) if not any(a <= p < b for a, b in skipped)]
-
-
 def test_positions_of_two_stages_are_refused() -> None:
     order = order_of([[3], [3]])
     with pytest.raises(IndexError, match="more than one stage"):
         order.locate([2, 3])
     with pytest.raises(IndexError, match="position 6"):
         order.stage_of(6)
+
+
+def test_the_share_of_pictures_is_that_of_chance() -> None:
+    """100 consecutive batches anywhere: as often beyond three standard errors as independent draws would be."""
+    slices, batch = [30_000, 30_000], 8
+    rng = np.random.default_rng(0)
+    image = np.concatenate([np.sort(rng.choice([0, 1026, 2052, 4096], n, p=[0.4, 0.2, 0.2, 0.2])) for n in slices])
+    beyond = windows = 0
+    for seed in range(30):
+        order = Order([("stage-1", slices)], seed)
+        share_N = image[order.locate(np.arange(sum(slices)))[1]] / 4096
+        means = share_N[: len(share_N) // (100 * batch) * 100 * batch].reshape(-1, 100 * batch).mean(1)
+        error = share_N.std() / np.sqrt(100 * batch)
+        beyond += int((np.abs(means - share_N.mean()) > 3 * error).sum())
+        windows += len(means)
+    assert windows == 30 * 75
+    assert beyond <= 15  # 6 are expected

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from infra.settings import ResourcesConfig
 from infra.storage import Storage
 from model.data.loader import SequenceLoader
+from model.data.steps import BatchSizes
 from model.training.config import OptimizerConfig, PretrainConfig, ScheduleConfig
 from model.training.loop import Training, train
 from model.transformer.config import TransformerConfig
@@ -69,7 +70,8 @@ def main(folder: Path) -> None:
         if step == options.get("die_at"):
             os._exit(9)  # as kill -9: nothing is flushed, nothing is tidied up
 
-    loader = SequenceLoader(mix, options.get("run", "pretrain"), config.batch, rank, world, 2)
+    batch = BatchSizes.of(config.batch, ((phase.until, phase.batch) for phase in config.batch_ramp))
+    loader = SequenceLoader(mix, options.get("run", "pretrain"), batch, rank, world, 2)
     model = Transformer(MODEL.model_copy(update=options.get("model", {})), loader.vocabulary.size).initialise(7)
     if hook := options.get("hook"):
         HOOKS[hook](model)

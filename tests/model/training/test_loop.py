@@ -9,6 +9,7 @@ import pytest
 from infra.errors import StoreError
 from infra.storage import Storage
 from model.training.checkpoint import list_checkpoints
+from model.training.config import RampConfig
 from model.training.guard import NonFiniteError
 from model.training.monitors import read_metrics
 
@@ -128,3 +129,22 @@ def test_fine_tuning_counts_answers_only(ranks: Any, tmp_path: Path) -> None:
     lines = read_metrics(Storage(tmp_path / "tuned"))
     assert all("loss_image" not in line and line["image_share"] == 0 for line in lines)
     assert sum(line["tokens"] for line in lines) == 16 * 22
+
+
+RAMP = {"batch_ramp": [RampConfig(until=12, batch=4)], "checkpoint_every": 2}
+
+
+def test_the_batch_grows_and_a_kill_in_the_ramp_changes_nothing(ranks: Any, tmp_path: Path) -> None:
+    whole = ranks(store=str(tmp_path / "whole"), config=RAMP)[0]
+    assert whole.step == 3 + 4 + 2  # 12 of 42 sequences in fours, 30 in eights, then 14 of the next stage
+    lines = read_metrics(Storage(tmp_path / "whole"))
+    assert [line["tokens"] for line in lines] == [22 * n for n in (4, 4, 4, 8, 8, 8, 6, 8, 6)]
+    assert 0 not in ranks(store=str(tmp_path / "killed"), die_at=3, config=RAMP)
+    assert same_bits(ranks(store=str(tmp_path / "killed"), config=RAMP)[0].weights, whole.weights)
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_a_growing_batch_is_the_same_on_one_rank_and_two(ranks: Any, tmp_path: Path, stage: int) -> None:
+    options = {"config": RAMP, "resources": {"zero_stage": stage}, "model": {"dropout": 0.0}}
+    a, b = (ranks(world=n, store=str(tmp_path / f"world-{n}"), **options)[0] for n in (1, 2))
+    assert max(np.abs(a.weights[k] - b.weights[k]).max() for k in a.weights) < 1e-3

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from infra.store.commit import load_parts
 from infra.store.documents import DOCUMENTS
 from infra.store.manifest import Rows
-from infra.store.tables import write_table
+from infra.store.samples import SAMPLES
+from infra.store.tables import read_table, write_table
 from model.vocabulary import BOS, EOS, Vocabulary
 from tasks.context import StepContext
 from tasks.documents.ids import is_image, pack_bits
-from tasks.mix.documents import Documents, load_documents
+from tasks.mix.index import Indexer, IndexItem, load_group
+from tasks.mix.packings import Streams
 from tasks.pool import PartOutput, run_items
 from tasks.recipe import Recipe, parse_recipe
 
@@ -75,9 +79,26 @@ def make_row(rng: np.random.Generator, source: str, held_out: bool) -> dict[str,
     return row | {"tokens": ids.tobytes(), "lengths": [len(ids)], "image_tokens": int(is_image(ids, V).sum())}
 
 
+def make_sample(row: dict[str, Any]) -> dict[str, Any]:
+    """The sample that a document was made of, as far as conditions look at it."""
+    number = row["sample_id"][0]
+    image = {"codes": b"", "width": 100 + number, "height": 80, "sha256": bytes(32), "phash": 0, "url": "", "faces": []}
+    score = [] if number % 5 == 0 else [{"name": "aesthetic", "value": number / 256}]
+    return {
+        **{k: row[k] for k in ("sample_id", "kind", "category", "held_out")},
+        **{"key": row["sample_id"].hex(), "file": "f", "row": 1, "licence": ("CC0", "unknown")[number % 2]},
+        **{"captions": ["x"] * len(row["captions"]), "images": [image] if row["image_tokens"] else [], "tokens": b""},
+        **{"segments": [], "dropped_images": 0, "language": ("en", "de", "")[number % 3], "scores": score},
+    }
+
+
 class Part:
     def __init__(self, source: str, number: int) -> None:
-        self.source, self.number, self.part = source, number, f"{source}-{number:05d}"
+        self.source, self.number, self.part = source, number, f"{source}-{number:06d}"
+
+    def rows(self) -> list[dict[str, Any]]:
+        rng = np.random.default_rng([len(self.source), ord(self.source[0]), self.number])
+        return [make_row(rng, self.source, rng.random() < 0.1) for _ in range(150)]
 
 
 class Tokenized:
@@ -85,9 +106,7 @@ class Tokenized:
         pass
 
     def process(self, item: Part) -> PartOutput:
-        rng = np.random.default_rng([len(item.source), ord(item.source[0]), item.number])
-        rows = [make_row(rng, item.source, rng.random() < 0.1) for _ in range(150)]
-        table = write_table(rows, DOCUMENTS)
+        table = write_table(item.rows(), DOCUMENTS)
         return PartOutput(item.part, item.source, {f"{item.part}.parquet": table}, Rows(entered=150, out=150))
 
 
@@ -95,19 +114,50 @@ class Tokenized:
 def recipe_of() -> Callable[..., Recipe]:
     def make(**mix: Any) -> Recipe:
         finetune = mix.pop("finetune", {})
-        changed = {"mix": RECIPE["mix"] | mix, "finetune_mix": RECIPE["finetune_mix"] | finetune}
+        scorers = [{"name": name, "type": "a:B"} for name in mix.pop("scorers", [])]
+        changed: dict[str, Any] = {
+            "scan": {"scorers": scorers},
+            "mix": RECIPE["mix"] | mix,
+            "finetune_mix": RECIPE["finetune_mix"] | finetune,
+        }
         return parse_recipe(RECIPE | changed)
 
     return make
 
 
+@dataclass(frozen=True)
+class Known:
+    """A document, read from its part by itself: what the mixture is checked against."""
+
+    source: str
+    part: str
+    row: int
+    held_out: bool
+    kind: str
+    category: str
+    lengths: list[int]
+    image_tokens: int
+    answer_tokens: int
+    sample_id: bytes
+
+    @property
+    def fits(self) -> bool:
+        return self.lengths[0] <= 64
+
+
+PRINTS = {"tokenize": "tokenize-0123", "encode": "encode-0123", "text-tokenizer": "t"}
+
+
 @pytest.fixture(scope="session")
 def workdir(tmp_path_factory: pytest.TempPathFactory, recipe_of: Callable[..., Recipe]) -> Path:
+    """A tokenize step's folder, and beside it the samples that its documents were made of."""
     folder = tmp_path_factory.mktemp("mix")
-    context = StepContext(recipe_of(), str(folder), "tokenize")
-    context.__dict__["fingerprints"] = {"tokenize": "tokenize-0123", "encode": "e", "text-tokenizer": "t"}
+    context = StepContext(recipe_of(), str(folder), "tokenize", prints=PRINTS)
     parts = [Part(source, number) for source in KINDS for number in range(3)]
     context.finish(parts=run_items(context, parts, Tokenized, workers=0))
+    samples = StepContext(recipe_of(), str(folder), "encode", prints=PRINTS).store()
+    for part in parts:
+        samples.put(f"parts/{part.part}.parquet", write_table([make_sample(r) for r in part.rows()], SAMPLES))
     return folder
 
 
@@ -116,15 +166,31 @@ def context_of(workdir: Path, recipe_of: Callable[..., Recipe]) -> Callable[...,
     """A mix step over that store, with changed keys of the recipe's ``mix`` (and ``finetune=…``)."""
 
     def make(number: int = 0, **mix: Any) -> StepContext:
-        context = StepContext(recipe_of(**mix), str(workdir), "mix", f"job-{number}")
-        context.__dict__["fingerprints"] = {"tokenize": "tokenize-0123", "mix": f"mix-{number:08d}-0123"}
-        return context
+        prints = PRINTS | {"mix": f"mix-{number:08d}-0123"}
+        return StepContext(recipe_of(**mix), str(workdir), "mix", f"job-{number}", prints=prints)
 
     return make
 
 
 @pytest.fixture(scope="session")
-def documents(workdir: Path, recipe_of: Callable[..., Recipe]) -> Documents:
-    context = StepContext(recipe_of(), str(workdir), "mix")
-    context.__dict__["fingerprints"] = {"tokenize": "tokenize-0123"}
-    return load_documents(context.store("tokenize"), context.manifest("tokenize").parts, seed=3)
+def known(workdir: Path, recipe_of: Callable[..., Recipe]) -> dict[tuple[str, int], Known]:
+    """Every document by part and row."""
+    context = StepContext(recipe_of(), str(workdir), "mix", prints=PRINTS)
+    found = {}
+    for part in context.manifest("tokenize").parts:
+        store, name = context.store("tokenize"), f"parts/{part}.parquet"
+        for row, d in enumerate(read_table(store.get(name), DOCUMENTS, name).to_pylist()):
+            columns = {k: d[k] for k in ("held_out", "kind", "category", "lengths", "image_tokens", "sample_id")}
+            answers = sum(byte.bit_count() for byte in d["loss"])
+            found[part, row] = Known(part.rpartition("-")[0], part, row, answer_tokens=answers, **columns)
+    return found
+
+
+@pytest.fixture(scope="session")
+def streams(workdir: Path, recipe_of: Callable[..., Recipe]) -> Streams:
+    """The streams of the untouched recipe, in groups of one part."""
+    recipe = recipe_of()
+    context = StepContext(recipe, str(workdir), "mix", prints=PRINTS | {"mix": "mix-streams-0123"})
+    items = [IndexItem(part.rpartition("-")[0], int(part[-6:]), (part,)) for part in context.manifest("tokenize").parts]
+    made = load_parts(context.store(), run_items(context, items, Indexer, workers=0))
+    return Streams.of(made, recipe, lambda part: load_group(context, part))

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from infra.errors import RecipeError
 from tasks.mix.config import MixConfig, StageConfig
-from tasks.mix.plan import hold_image_share, largest_remainder, normalised, stage_shares
+from tasks.mix.shares import hold_image_share, largest_remainder, normalised, stage_shares
 
 weights_of = st.dictionaries(st.sampled_from("abcdefgh"), st.floats(0.001, 1000), min_size=1)
 

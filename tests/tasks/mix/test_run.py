@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Callable
 from itertools import pairwise
@@ -12,7 +13,7 @@ import pytest
 
 from infra.errors import RecipeError, StoreError
 from infra.storage import Storage
-from infra.store.commit import load_step
+from infra.store.commit import done_parts, load_step
 from infra.store.plan import INTERVALS, PackedStore, Plan, load_plan
 from infra.store.sequences import SequenceReader
 from infra.store.tables import read_table
@@ -21,10 +22,13 @@ from model.data.loader import SequenceLoader, held_out, held_out_sources
 from model.vocabulary import FIRST_IMAGE_CODE, PAD
 from tasks.context import StepContext
 from tasks.documents.captions import image_first
-from tasks.mix.documents import DocumentReader, Documents
+from tasks.mix.documents import DocumentReader, RowGroup
 from tasks.mix.run import run
+from tasks.pool import Committer
+from tests.tasks.mix.conftest import PRINTS, Known
 
 Contexts = Callable[..., StepContext]
+Documents = dict[tuple[str, int], Known]
 
 
 def build(context: StepContext, workers: int) -> Plan:
@@ -34,8 +38,7 @@ def build(context: StepContext, workers: int) -> Plan:
 
 @pytest.fixture(scope="module")
 def built(workdir: Path, recipe_of: Callable[..., Any]) -> tuple[StepContext, Plan]:
-    context = StepContext(recipe_of(), str(workdir), "mix", "job")
-    context.__dict__["fingerprints"] = {"tokenize": "tokenize-0123", "mix": "mix-base-0123"}
+    context = StepContext(recipe_of(), str(workdir), "mix", "job", prints=PRINTS | {"mix": "mix-base-0123"})
     return context, build(context, workers=0)
 
 
@@ -53,13 +56,13 @@ def bytes_of(folder: Path) -> dict[str, str]:
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
-def test_the_plan_comes_back_and_the_ledger_closes(built: tuple[StepContext, Plan], documents: Documents) -> None:
+def test_the_plan_comes_back_and_the_ledger_closes(built: tuple[StepContext, Plan], known: Documents) -> None:
     context, plan = built
     assert load_plan(context.store()) == plan
     step = load_step(context.store())
     assert step is not None
     for source in ("emoji", "text", "stories", "quality", "chat"):
-        assert step.rows[source].entered == int((documents.source_N == source).sum())
+        assert step.rows[source].entered == sum(d.source == source for d in known.values()) == 450
         assert step.rows[source].balance == 0
     assert step.rows["stages/stage-1"].out == plan.stages[0].documents
     table = read_table(context.store().get("plan.parquet"), INTERVALS, "plan")
@@ -67,7 +70,7 @@ def test_the_plan_comes_back_and_the_ledger_closes(built: tuple[StepContext, Pla
     assert [s["name"] for s in step.facts["stages"]] == ["stage-1", "stage-2"]
 
 
-def test_every_planned_occurrence_is_packed_exactly_once(built: tuple[StepContext, Plan], documents: Documents) -> None:
+def test_every_planned_occurrence_is_packed_exactly_once(built: tuple[StepContext, Plan], known: Documents) -> None:
     """Tokens equal the document's, stretch by stretch, and nothing else lies in the sequences."""
     context, plan = built
     store, ids = context.store(), DocumentReader(context.store("tokenize"), 3)
@@ -143,15 +146,11 @@ def test_quotas_are_met_within_a_document_and_counts_are_true(built: tuple[StepC
         assert (earlier.stream, earlier.stop) == (later.stream, later.start)
 
 
-def test_held_out_documents_are_never_trained_on(built: tuple[StepContext, Plan], documents: Documents) -> None:
+def test_held_out_documents_are_never_trained_on(built: tuple[StepContext, Plan], known: Documents) -> None:
     context, plan = built
-    held = {
-        (documents.parts[p], r): bool(h)
-        for p, r, h in zip(documents.part_N.tolist(), documents.row_N.tolist(), documents.held_out_N, strict=True)
-    }
     for packed in folders(plan):
         for span in spans_of(context.store(), packed):
-            assert held[span["part"], span["row"]] == (packed.kind == "held-out")
+            assert known[span["part"], span["row"]].held_out == (packed.kind == "held-out")
     for source, packed in plan.held_out.items():
         assert 0 < packed.sequences <= 4
         assert {s["source"] for s in spans_of(context.store(), packed)} == {source}
@@ -180,13 +179,13 @@ def test_pairs_turn_round_from_use_to_use(workdir: Path, context_of: Contexts) -
     assert image_first(bytes(16), 0, 3) in (True, False)
 
 
-def test_fine_tuning_is_balanced_by_answer_tokens(built: tuple[StepContext, Plan], documents: Documents) -> None:
+def test_fine_tuning_is_balanced_by_answer_tokens(built: tuple[StepContext, Plan], known: Documents) -> None:
     context, plan = built
-    chat = (documents.source_N == "chat") & ~documents.held_out_N
-    fits = chat & (documents.lengths(np.arange(len(documents)), np.zeros(len(documents), np.int64)) <= 64)
-    total = int(documents.answer_tokens_N[fits].sum())
-    assert plan.finetune[0].left_out == int((chat & ~fits).sum()) > 0
-    natural = int(documents.answer_tokens_N[fits & (documents.category_N == "text")].sum()) / total
+    chat = [d for d in known.values() if d.source == "chat" and not d.held_out]
+    fits = [d for d in chat if d.fits]
+    total = sum(d.answer_tokens for d in fits)
+    assert plan.finetune[0].left_out == len(chat) - len(fits) > 0
+    natural = sum(d.answer_tokens for d in fits if d.category == "text") / total
     for epoch in plan.finetune:
         shares = {i.stream: i.counted / sum(j.counted for j in epoch.intervals) for i in epoch.intervals}
         assert shares["image-generation"] == pytest.approx(0.5 / (0.5 + natural), abs=0.02)
@@ -197,7 +196,7 @@ def test_fine_tuning_is_balanced_by_answer_tokens(built: tuple[StepContext, Plan
     assert {i.stream: i.start for i in plan.finetune[1].intervals} == starts
 
 
-def test_natural_shares_are_one_pass_an_epoch(context_of: Contexts, documents: Documents) -> None:
+def test_natural_shares_are_one_pass_an_epoch(context_of: Contexts) -> None:
     plan = build(context_of(2, finetune={"weights": {}, "epochs": 3}), workers=0)
     for number, epoch in enumerate(plan.finetune):
         for i in epoch.intervals:
@@ -222,37 +221,99 @@ def test_the_image_share_is_held(context_of: Contexts) -> None:
     assert quotas["quality"] != quotas["chat"]
 
 
-def test_byte_identical_when_made_again_or_resumed(
-    built: tuple[StepContext, Plan], context_of: Contexts, monkeypatch: pytest.MonkeyPatch
+class Killed(Exception):
+    """Stands for ``kill -9``: nothing after it is done."""
+
+
+class Scattered:
+    """A pool of so many workers that take items in any order, of which the whole is killed after some commits."""
+
+    def __init__(self, workers: int, seed: int = 0, lives: int | None = None) -> None:
+        self.workers, self.rng, self.lives = workers, np.random.default_rng(seed), lives
+
+    def __call__(self, context: StepContext, items: Any, worker: Any, **_: Any) -> list[str]:
+        pool = [Committer(context, worker) for _ in range(self.workers)]
+        done = done_parts(context.store())
+        todo = [item for item in items if item.part not in done]
+        for number in self.rng.permutation(len(todo)).tolist():
+            if self.lives == 0:
+                raise Killed
+            if self.lives is not None:
+                self.lives -= 1
+            pool[int(self.rng.integers(self.workers))].process(todo[number])
+        return [item.part for item in items]
+
+
+@pytest.fixture
+def elsewhere(built: tuple[StepContext, Plan], context_of: Contexts, tmp_path: Path) -> tuple[StepContext, Storage]:
+    """The same step as ``built``, writing into an empty folder."""
+    context, folder = context_of(6), Storage(tmp_path / "again")
+    context.fingerprints["mix"] = "mix-base-0123"
+    own = built[0].store
+    context.store = lambda step=None: folder if step in (None, "mix") else own(step)  # type: ignore[method-assign]
+    return context, folder
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_equal_bytes_for_any_number_of_workers(
+    built: tuple[StepContext, Plan],
+    elsewhere: tuple[StepContext, Storage],
+    monkeypatch: pytest.MonkeyPatch,
+    workers: int,
 ) -> None:
-    context, _ = built
-    before = bytes_of(context.store().path())
-    again = context_of(6)
-    monkeypatch.setitem(again.__dict__["fingerprints"], "mix", "mix-base-0123-elsewhere")
-    folder = again.workdir.sub("mix/again")
-    monkeypatch.setattr(again, "store", lambda step=None: folder if step is None else context.store(step))
-    monkeypatch.setitem(again.__dict__["fingerprints"], "mix", "mix-base-0123")
-    build(again, workers=0)
-    assert bytes_of(folder.path()) == before
-    for name in ("manifest.json", "plan.json", "parts/stages-stage-1-000000.json", "parts/held-out-emoji-000000.json"):
+    context, folder = elsewhere
+    monkeypatch.setattr("tasks.mix.run.run_items", Scattered(workers, seed=workers))
+    build(context, workers=0)
+    assert bytes_of(folder.path()) == bytes_of(built[0].store().path())
+
+
+def test_equal_bytes_however_often_it_was_killed(
+    built: tuple[StepContext, Plan], elsewhere: tuple[StepContext, Storage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context, folder = elsewhere
+    kills = 0
+    for attempt in range(100):
+        pool = Scattered(2, seed=attempt, lives=3)
+        monkeypatch.setattr("tasks.mix.run.run_items", pool)
+        try:
+            build(context, workers=0)
+            break
+        except Killed:
+            kills += 1
+            folder.put("parts/stages/stage-1/seq-000000.u16", b"half") if attempt == 0 else None
+            aside = folder.path("parts/stages/stage-1/.aside-dead")
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            aside.write_bytes(b"left by a killed writer")
+    assert kills > 5
+    assert bytes_of(folder.path()) == bytes_of(built[0].store().path())
+
+
+def test_a_lost_part_is_made_again_alike(
+    built: tuple[StepContext, Plan], elsewhere: tuple[StepContext, Storage]
+) -> None:
+    context, folder = elsewhere
+    build(context, workers=0)
+    for name in (
+        *("manifest.json", "plan.json", "parts/stages-stage-1-000000.json", "parts/held-out-emoji-000000.json"),
+        *("parts/index-emoji-000000.json", "parts/layout-stages-stage-1-000002.json", "parts/account-chat-000000.json"),
+    ):
         folder.delete(name)
-    folder.put("parts/stages/stage-1/seq-000000.u16", b"half")
-    (folder.path("parts/stages/stage-1") / ".aside-dead").write_bytes(b"left by a killed writer")
-    build(again, workers=0)
-    assert bytes_of(folder.path()) == before
+    build(context, workers=0)
+    assert bytes_of(folder.path()) == bytes_of(built[0].store().path())
 
 
-def test_slices_hold_every_source_in_proportion(built: tuple[StepContext, Plan]) -> None:
+def test_slices_hold_every_source_in_proportion(built: tuple[StepContext, Plan], known: Documents) -> None:
+    """To within a document at either border: the slices of one share each."""
     context, plan = built
     stage = plan.stages[0]
     assert len(stage.slices) == 4
     spans = spans_of(context.store(), stage)
     borders = np.cumsum([0, *stage.slices])
-    for source, share in {"emoji": 0.5, "text": 0.3, "stories": 0.2}.items():
+    for interval in stage.intervals:
+        longest = max(max(d.lengths) for d in known.values() if d.source == interval.stream)
         for a, b in pairwise(borders):
-            inside = [s for s in spans if a <= s["sequence"] < b]
-            mine = sum(s["length"] for s in inside if s["source"] == source)
-            assert mine / sum(s["length"] for s in inside) == pytest.approx(share, abs=0.03)
+            inside = [s for s in spans if a <= s["sequence"] < b and s["source"] == interval.stream]
+            assert abs(sum(s["length"] for s in inside) - interval.tokens / 4) <= longest
 
 
 def test_the_loader_and_the_accounts_agree_with_the_plan(built: tuple[StepContext, Plan]) -> None:
@@ -285,7 +346,90 @@ def test_batches_have_the_mixtures_image_share(context_of: Contexts) -> None:
 
 
 def test_a_store_that_changed_after_planning_is_found(context_of: Contexts, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = DocumentReader.ids
-    monkeypatch.setattr(DocumentReader, "ids", lambda *a: whole(*a)[:-1])
+    monkeypatch.setattr(RowGroup, "write", lambda *a: 3)
     with pytest.raises(StoreError, match="document store changed"):
         build(context_of(8), workers=0)
+
+
+def test_sizes_of_groups_windows_and_files_change_nothing_but_the_order(
+    built: tuple[StepContext, Plan], context_of: Contexts
+) -> None:
+    """What is used is decided by the intervals alone."""
+    context, plan = built
+    other = context_of(9, window=40, file_sequences=77)
+    again = build(other, workers=0)
+    for a, b in zip(plan.stages, again.stages, strict=True):
+        assert (a.intervals, a.tokens, a.documents) == (b.intervals, b.tokens, b.documents)
+        uses = [
+            Counter((s["part"], s["row"], s["occurrence"]) for s in spans_of(c.store(), p) if s["first_token"] == 0)
+            for c, p in ((context, a), (other, b))
+        ]
+        assert uses[0] == uses[1]
+        assert set(uses[0].values()) == {1}
+
+
+def test_conditions_leave_documents_out_and_the_ledger_says_why(context_of: Contexts, known: Documents) -> None:
+    where = {
+        "chat": {"short": "tokens <= 64", "spoken": "language IN ('en', 'de')"},
+        "quality": {"beautiful": "score_aesthetic >= 0.5 AND width > 120"},
+    }
+    context = context_of(10, where=where, tokens=200_000, scorers=["aesthetic"])
+    plan = build(context, workers=0)
+    first = {key: d.sample_id[0] for key, d in known.items()}
+    good = {
+        "chat": lambda k: known[k].fits and first[k] % 3 < 2,
+        "quality": lambda k: first[k] % 5 > 0 and first[k] / 256 >= 0.5 and first[k] > 20,
+    }
+    used = Counter[str]()
+    for stage in plan.stages:
+        for span in spans_of(context.store(), stage):
+            if span["source"] in good:
+                used[span["source"]] += 1
+                assert good[span["source"]]((span["part"], span["row"]))
+    assert used["chat"] > 100
+    assert used["quality"] > 100
+    step = load_step(context.store())
+    assert step is not None
+    quality = [k for k, d in known.items() if d.source == "quality" and not d.held_out]
+    bad = sum(not good["quality"](k) for k in quality)
+    assert step.rows["quality"].filtered["beautiful"] == bad > 0
+    assert all(rows.balance == 0 for rows in step.rows.values())
+    # Fine-tuning has conditions of its own: what pre-training leaves out may be used there.
+    assert sum(step.rows["chat"].filtered.values()) < sum(d.source == "chat" for d in known.values()) / 3
+
+
+def test_fine_tuning_has_conditions_of_its_own(context_of: Contexts, known: Documents) -> None:
+    context = context_of(11, finetune={"where": {"chat": {"licensed": "licence = 'CC0'"}}})
+    plan = build(context, workers=0)
+    for epoch in plan.finetune:
+        for span in spans_of(context.store(), epoch):
+            assert known[span["part"], span["row"]].sample_id[0] % 2 == 0
+    step = load_step(context.store())
+    assert step is not None
+    assert step.rows["chat"].filtered["licensed"] > 0
+
+
+def test_a_misspelt_column_ends_the_step_before_any_work(context_of: Contexts) -> None:
+    context = context_of(12, where={"chat": {"short": "tokns < 3"}})
+    with pytest.raises(RecipeError, match=r"mix\.where\.chat\.short.*did you mean 'tokens'"):
+        build(context, workers=0)
+    assert not done_parts(context.store())
+
+
+def test_everything_left_out_is_named_with_the_nearest_plan(context_of: Contexts) -> None:
+    context = context_of(13, where={"text": {"never": "false"}})
+    with pytest.raises(
+        RecipeError, match=r"stages\.stage-1\.weights\.text.*450 documents.*\{emoji: 0\.5, stories: 0\.2\}"
+    ):
+        build(context, workers=0)
+
+
+def test_a_limit_of_passes_is_kept_or_refused(context_of: Contexts) -> None:
+    with pytest.raises(RecipeError, match=r"max_passes is 2.*emoji 2\.5\d.*mix\.tokens: ([\d,]+)") as refused:
+        build(context_of(14, max_passes=2.0), workers=0)
+    most = re.search(r"mix\.tokens: ([\d,]+)", str(refused.value))
+    assert most is not None
+    plan = build(context_of(15, max_passes=2.0, tokens=int(most[1].replace(",", ""))), workers=0)
+    interval = plan.stages[1].intervals[0]
+    assert interval.stream == "emoji"
+    assert interval.stop / interval.per_pass == pytest.approx(2.0, abs=0.02)

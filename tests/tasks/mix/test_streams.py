@@ -1,77 +1,108 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from infra.errors import RecipeError
-from tasks.mix.documents import Documents
-from tasks.mix.streams import Stream
+from tasks.mix.group import HELD_OUT, PRETRAIN
+from tasks.mix.packings import Streams
+from tasks.mix.streams import Stream, Totals, in_order
+from tests.tasks.mix.conftest import Known
 
 within = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+Place = tuple[str, int, int]
+"""Part, row, occurrence."""
 
 
-def stream_of(documents: Documents, source: str = "emoji", seed: int = 0) -> Stream:
-    return Stream(source, documents, np.flatnonzero((documents.source_N == source) & ~documents.held_out_N), seed)
+def stream_of(streams: Streams, source: str = "emoji", key: str = PRETRAIN) -> Stream:
+    return streams.stream(source, key, [source])
 
 
-def test_every_pass_is_every_document_once_in_another_order(documents: Documents) -> None:
-    stream = stream_of(documents)
-    index_K, occurrence_K = stream.documents(0, 3 * stream.per_pass)
-    passes = index_K.reshape(3, -1)
-    np.testing.assert_array_equal(occurrence_K, np.repeat([0, 1, 2], stream.per_pass))
-    np.testing.assert_array_equal(np.sort(passes, axis=1), np.sort(passes, axis=1)[[0, 0, 0]])
-    assert not np.array_equal(passes[0], passes[1])
-    assert not np.array_equal(stream_of(documents, seed=1).documents(0, 9)[0], passes[0][:9])
+def documents(streams: Streams, stream: Stream, start: int, stop: int) -> list[tuple[Place, Totals]]:
+    """The stream's documents one by one, from its runs."""
+    found = []
+    for run in stream.runs(start, stop):
+        group = streams.load(run.group)
+        index_K = in_order(group, stream.key, streams.recipe.seed, stream.name, run.number, run.turn)
+        for number, index in enumerate(index_K.tolist(), run.first):
+            if start <= number < stop:
+                place = (group.parts[group.part_N[index]], int(group.row_N[index]), run.turn)
+                length = int(group.lengths(np.array([index]), run.turn)[0])
+                totals = Totals(length, int(group.image_tokens_N[index]), int(group.answer_tokens_N[index]))
+                found.append((place, totals))
+    return found
 
 
-@within
-@given(a=st.integers(0, 900), b=st.integers(0, 900), c=st.integers(0, 900))
-def test_intervals_join(documents: Documents, a: int, b: int, c: int) -> None:
-    stream = stream_of(documents)
-    a, b, c = sorted((a, b, c))
-    whole = np.stack(stream.documents(a, c))
-    halves = np.concatenate([np.stack(stream.documents(a, b)), np.stack(stream.documents(b, c))], axis=1)
-    np.testing.assert_array_equal(whole, halves)
-
-
-@within
-@given(start=st.integers(0, 900), quota=st.integers(0, 50_000))
-def test_an_interval_ends_with_the_first_document_that_reaches_its_quota(
-    documents: Documents, start: int, quota: int
+def test_every_pass_is_every_document_once_in_another_order(
+    streams: Streams, known: dict[tuple[str, int], Known]
 ) -> None:
-    stream = stream_of(documents)
-    stop, counted = stream.take(start, quota, documents.lengths)
-    assert counted == documents.lengths(*stream.documents(start, stop)).sum() >= quota
+    stream = stream_of(streams)
+    own = sorted(k for k, d in known.items() if d.source == "emoji" and not d.held_out)
+    assert stream.per_pass == len(own)
+    found = [place for place, _ in documents(streams, stream, 0, 3 * len(own))]
+    passes = [found[n * len(own) : (n + 1) * len(own)] for n in range(3)]
+    for number, places in enumerate(passes):
+        assert {turn for _, _, turn in places} == {number}
+        assert sorted((part, row) for part, row, _ in places) == own
+    assert [p[:2] for p in passes[0]] != [p[:2] for p in passes[1]]
+    held = stream_of(streams, key=HELD_OUT)
+    assert held.per_pass == sum(d.source == "emoji" and d.held_out for d in known.values())
+
+
+def test_groups_are_gone_through_one_after_another(streams: Streams) -> None:
+    parts = [place[0] for place, _ in documents(streams, stream_of(streams), 0, stream_of(streams).per_pass)]
+    assert sum(a != b for a, b in pairwise(parts)) == 2
+
+
+def test_lengths_are_those_of_the_captions_whose_turn_it_is(
+    streams: Streams, known: dict[tuple[str, int], Known]
+) -> None:
+    from tasks.documents.captions import caption_number
+
+    for (part, row, turn), totals in documents(streams, stream_of(streams), 0, 900):
+        d = known[part, row]
+        assert totals.tokens == d.lengths[caption_number(d.sample_id, turn, streams.recipe.seed, len(d.lengths))]
+
+
+@within
+@given(source=st.sampled_from(["emoji", "text", "chat"]), start=st.integers(0, 900), more=st.integers(0, 900))
+def test_sums_from_the_groups_are_those_of_the_documents(streams: Streams, source: str, start: int, more: int) -> None:
+    stream = stream_of(streams, source)
+    one_by_one = sum((totals for _, totals in documents(streams, stream, start, start + more)), Totals())
+    assert stream.prefix(start + more) - stream.prefix(start) == one_by_one
+
+
+@within
+@given(source=st.sampled_from(["emoji", "text"]), start=st.integers(0, 900), quota=st.integers(0, 50_000))
+def test_an_interval_ends_with_the_first_document_that_reaches_its_quota(
+    streams: Streams, source: str, start: int, quota: int
+) -> None:
+    stream = stream_of(streams, source)
+    stop = stream.take(start, quota, "tokens")
+    taken = (stream.prefix(stop) - stream.prefix(start)).tokens
+    assert taken >= quota
     if stop > start:
-        assert documents.lengths(*stream.documents(start, stop - 1)).sum() < quota
+        assert (stream.prefix(stop - 1) - stream.prefix(start)).tokens < quota
     else:
         assert quota == 0
 
 
-def test_captions_change_the_lengths_from_pass_to_pass(documents: Documents) -> None:
-    stream = stream_of(documents)
-    lengths = documents.lengths(*stream.documents(0, 2 * stream.per_pass)).reshape(2, -1)
-    assert lengths[0].sum() != lengths[1].sum()
+@within
+@given(start=st.integers(0, 2000), more=st.integers(1, 900))
+def test_runs_say_what_lies_before_them(streams: Streams, start: int, more: int) -> None:
+    stream = stream_of(streams)
+    for run in stream.runs(start, start + more):
+        assert run.tokens == (stream.prefix(run.first) - stream.prefix(start)).tokens
 
 
-def test_a_stream_of_nothing_says_so(documents: Documents) -> None:
-    empty = Stream("void", documents, np.zeros(0, np.int64), 0)
-    assert empty.take(0, 0, documents.lengths) == (0, 0)
-    assert empty.documents(0, 0)[0].size == 0
-    with pytest.raises(RecipeError, match="void: 5 tokens are wanted"):
-        empty.take(0, 5, documents.lengths)
-    texts = stream_of(documents, "text")
-    with pytest.raises(RecipeError, match="no training documents with any"):
-        texts.take(0, 5, documents.answer_tokens)
-
-
-def test_groups_of_parts_are_gone_through_one_after_another(
-    documents: Documents, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tasks.mix.streams.SHUFFLED_PARTS", 1)
-    stream = stream_of(documents)
-    index_K, _ = stream.documents(0, stream.per_pass)
-    parts = documents.part_N[index_K]
-    assert np.count_nonzero(np.diff(parts)) == 2
+def test_a_stream_of_nothing(streams: Streams) -> None:
+    empty = streams.stream("void", PRETRAIN, [])
+    assert (empty.per_pass, empty.supply, empty.runs(0, 0)) == (0, Totals(), [])
+    assert empty.take(0, 0, "tokens") == 0
+    with pytest.raises(ValueError, match="void: 5 tokens"):
+        empty.take(0, 5, "tokens")
+    with pytest.raises(ValueError, match="text: 5 answer_tokens"):
+        stream_of(streams, "text").take(0, 5, "answer_tokens")

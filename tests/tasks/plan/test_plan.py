@@ -7,7 +7,7 @@ from rich.console import Console
 
 from infra.errors import RecipeError, SourceError
 from tasks.plan.cost import CostPlan, plan_cost
-from tasks.plan.data import source_sizes
+from tasks.plan.data import source_sizes, supplies
 from tasks.plan.rates import Rate, Rates, load_rates
 from tasks.plan.render import render
 from tasks.recipe import load_recipe
@@ -35,17 +35,42 @@ def test_the_papers_data_and_model_by_arithmetic() -> None:
     sizes = {s.name: s for s in plan.sources}
     pairs = sizes["pairs"]
     assert (pairs.samples, pairs.pictures, pairs.items) == (1_400_000_000, 1_400_000_000, 140_000)
-    # Stage 1 as FACTS has it: 2.9 T, 1.5 T and 0.4 T tokens.
-    assert sizes["text"].text_tokens == 2_900_000_000_000
-    assert pairs.pictures * 1026 + pairs.text_tokens == pytest.approx(1.5e12, rel=0.001)
-    interleaved = sizes["interleaved"]
-    assert interleaved.pictures * 1026 + interleaved.text_tokens == pytest.approx(0.4e12, rel=0.002)
+    # Stage 1 as FACTS has it: 2.9 T, 1.5 T and 0.4 T tokens, <s> and </s> among them.
+    supply = supplies(recipe, plan.sources)
+    assert [supply[n].tokens for n in ("text", "pairs", "interleaved")] == [29 * 10**11, 15 * 10**11, 4 * 10**11]
     pictures = sum(s.pictures for s in plan.sources)
     assert value(plan, "encode", "codes") == f"{pictures * 2048 / 1e12:.3g} TB"
     assert value(plan, "pretrain", "parameters") == "7,013,158,912"
     assert value(plan, "mix", "sequences") == "19.6 TB"  # 18.4 TB of ids, 1.15 TB of starts
     hours = float(value(plan, "pretrain", "training").split()[0].replace(",", ""))
     assert hours == pytest.approx(856_481, rel=0.02), "the paper's A100-hours at the utilisation derived from them"
+
+
+def test_the_papers_mixture() -> None:
+    recipe = load_recipe("chameleon-7b")
+    mixture = plan_cost(recipe, rates()).mixture
+    assert mixture is not None
+    assert mixture.tokens == 9_200_000_000_000
+    assert round(mixture.passes, 2) == 1.92
+    assert -(-mixture.tokens // recipe.mix.sequence_length) == pytest.approx(2.25e9, rel=0.002)
+    one, two = mixture.stages().values()
+    assert sum(q.tokens for q in one) == 7_360_000_000_000
+    assert [q.share for q in one] == pytest.approx([2.9 / 4.8, 1.5 / 4.8, 0.4 / 4.8])
+    assert sum(q.tokens for q in two[:3]) == pytest.approx(920_000_000_000, abs=3)
+    images = [sum(q.image_tokens for q in stage) / sum(q.tokens for q in stage) for stage in (one, two)]
+    assert images[1] == pytest.approx(images[0], abs=1e-6)
+    assert [round(q.passes, 3) for q in two[:3]] == [1.725] * 3  # 0.8 + 0.1 of 9.2 T over 4.8 T
+    assert max(q.passes for q in two) < 4
+
+
+def test_a_mixture_that_these_sizes_cannot_bear_is_said_and_the_rest_planned() -> None:
+    plan = plan_cost(load_recipe("chameleon-7b", ["mix.max_passes=1"]), rates())
+    assert plan.mixture is None
+    assert "max_passes is 1" in plan.infeasible
+    assert plan.data
+    console = Console(record=True, width=200)
+    console.print(render(plan))
+    assert "cannot be made: mix.max_passes is 1" in console.export_text()
 
 
 def test_one_source_alone() -> None:
@@ -81,6 +106,7 @@ def test_the_whole_plan_can_be_shown_with_its_arithmetic_and_rates() -> None:
     console.print(render(plan_cost(load_recipe("chameleon-7b"), load_rates())))
     text = console.export_text()
     assert "1,400,000,000" in text
+    assert "1.92 times the 4,800,000,000,000" in text
     assert "not measured" in text, "what was derived is said to be"
     assert "requests that write" in text
 

@@ -18,6 +18,7 @@ from tasks.sources import (
     img2dataset,
     interleaved,
     markdown,
+    mds,
     messages,
     obelics,
     open_source,
@@ -45,6 +46,8 @@ OPTIONS: dict[str, type[Config]] = {
     "markdown": markdown.MarkdownOptions,
     "messages": messages.MessageOptions,
     "tokens": tokens.TokensOptions,
+    "mds": mds.MdsOptions,
+    "megatron": Config,
 }
 
 

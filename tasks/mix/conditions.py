@@ -1,0 +1,216 @@
+"""Which documents the mixture may use: the recipe's ``where``, SQL conditions over the stores' columns.
+
+A condition sees one document's columns and nothing else: no files, no settings, no other documents, no chance.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping
+from functools import cache
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from infra.errors import RecipeError
+from tasks.mix.config import Conditions
+
+COLUMNS: dict[str, pa.DataType] = {
+    # of the document store
+    "kind": pa.string(),
+    "category": pa.string(),
+    "tokens": pa.int64(),  # of the whole document, with its first caption
+    "image_tokens": pa.int64(),
+    "answer_tokens": pa.int64(),  # of a conversation, the tokens that end its answers included
+    "captions": pa.int64(),
+    # of the sample store
+    "key": pa.string(),
+    "file": pa.string(),
+    "licence": pa.string(),
+    "language": pa.string(),  # where scan.language is on
+    "pictures": pa.int64(),
+    "dropped_images": pa.int64(),
+    "width": pa.int64(),  # of the first picture's original; NULL without pictures
+    "height": pa.int64(),
+    "faces": pa.int64(),  # over all pictures, where scan.faces is on
+    "turns": pa.int64(),  # answers of a conversation
+}
+"""What a condition may speak of; beside these ``score_NAME`` for every scorer that ``scan`` ran."""
+SCORE = "score_"
+OF_SAMPLES = ("key", "file", "licence", "language", "pictures", "dropped_images", "width", "height", "faces", "turns")
+"""Columns that take a look into the sample store."""
+
+Mask = npt.NDArray[np.bool_]
+
+
+class Where:
+    """The conditions of one source, checked when made.
+
+    Raises:
+        RecipeError: one is no condition over these columns; it names the nearest column.
+    """
+
+    def __init__(self, key: str, conditions: Conditions, scores: tuple[str, ...]) -> None:
+        """``key`` of the recipe, for errors; ``scores``: the scorers of the recipe's scan."""
+        self._key, self._conditions = key, conditions
+        self._types = COLUMNS | {f"{SCORE}{name.replace('-', '_')}": pa.float64() for name in scores}
+        words = set(re.findall(r"\w+", " ".join(conditions.values()).casefold()))
+        self.columns = tuple(name for name in self._types if name.casefold() in words)
+        """The columns that are needed to answer."""
+        empty = pa.table({name: pa.array([], kind) for name, kind in self._types.items()})
+        for name, condition in conditions.items():
+            self._check(name, condition, empty)
+
+    def failed(self, columns: Mapping[str, pa.Array], rows: int) -> npt.NDArray[np.int64]:
+        """(N,): 0 for a document that may stay, else which condition, from 1, is the first that it does not meet."""
+        found_N = np.zeros(rows, np.int64)
+        if not self._conditions:
+            return found_N
+        table = pa.table(
+            {name: pc.cast(columns[name], self._types[name]) for name in self.columns} or {"none": found_N}
+        )
+        table = table.append_column("number of the row", pa.array(np.arange(rows)))
+        for number, (name, condition) in enumerate(self._conditions.items(), 1):
+            kept = self._ask(name, condition, table)
+            out_N = np.ones(rows, np.bool_)
+            out_N[kept] = False
+            found_N[out_N & (found_N == 0)] = number
+        return found_N
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Names of the conditions, in their order."""
+        return tuple(self._conditions)
+
+    def _check(self, name: str, condition: str, empty: pa.Table) -> None:
+        import duckdb
+
+        try:
+            kinds = {kind for _, kind in duckdb.tokenize(condition)}
+            words = _words(condition)
+        except duckdb.Error as e:
+            raise self._wrong(name, condition, _first_line(e)) from e
+        if not kinds:
+            raise self._wrong(name, condition, "it is empty")
+        if "select" in words or (unsure := words & _unsure()):
+            what = "a query of its own" if "select" in words else ", ".join(sorted(unsure))
+            raise self._wrong(name, condition, f"{what} does not follow from the document alone")
+        self._ask(name, condition, empty)
+
+    def _ask(self, name: str, condition: str, table: pa.Table) -> list[int]:
+        """Numbers of the rows for which the condition is true."""
+        import duckdb
+
+        try:
+            with duckdb.connect(config={"enable_external_access": "false", "threads": 1}) as connection:
+                relation = connection.from_arrow(table)
+                expression = duckdb.SQLExpression(condition)
+                if (kind := str(relation.select(expression).types[0])) != "BOOLEAN":
+                    raise self._wrong(name, condition, f"it is {kind}, not true or false")
+                kept = relation.filter(expression)
+                if table.num_rows == 0:
+                    kept.fetchall()
+                    return []
+                return [row[0] for row in kept.select('"number of the row"').fetchall()]
+        except duckdb.Error as e:
+            raise self._wrong(name, condition, self._explain(e)) from e
+
+    def _explain(self, error: Any) -> str:
+        found = re.search(r'Referenced column "(.+?)" not found', str(error))
+        if found is None:
+            return _first_line(error)
+        near = difflib.get_close_matches(found[1], self._types, 1, 0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(self._types)}"
+        return f"there is no column {found[1]!r}; {hint}"
+
+    def _wrong(self, name: str, condition: str, what: str) -> RecipeError:
+        return RecipeError(
+            f"{self._key}.{name}: {condition!r}: {what}. Expected one SQL condition over a document's columns, "
+            "for example: tokens <= 4096 AND licence LIKE 'CC BY%'"
+        )
+
+
+def _words(condition: str) -> set[str]:
+    """Names and keywords of a condition, without what is in quotes."""
+    import duckdb
+
+    tokens = [*duckdb.tokenize(condition), (len(condition.encode()), None)]
+    named = (duckdb.token_type.identifier, duckdb.token_type.keyword)
+    text = condition.encode()
+    pieces = (text[a:b] for (a, kind), (b, _) in pairwise(tokens) if kind in named)
+    return {piece.decode(errors="replace").strip().casefold() for piece in pieces}
+
+
+@cache
+def _unsure() -> frozenset[str]:
+    """DuckDB's functions whose answer does not follow from their arguments: time, chance, settings."""
+    import duckdb
+
+    with duckdb.connect() as connection:
+        rows = connection.execute(
+            "SELECT DISTINCT function_name FROM duckdb_functions() "
+            "WHERE stability <> 'CONSISTENT' AND function_type = 'scalar'"
+        ).fetchall()
+    return frozenset(row[0] for row in rows)
+
+
+def _first_line(error: Any) -> str:
+    return str(error).splitlines()[0]
+
+
+def sample_columns(table: pa.Table, wanted: tuple[str, ...]) -> dict[str, pa.Array]:
+    """What conditions see of a sample-store table, whose nested columns :func:`to_read` has chosen."""
+    found: dict[str, pa.Array] = {}
+    for name in wanted:
+        if name in ("key", "file", "licence", "language", "dropped_images"):
+            found[name] = table[name].combine_chunks()
+        elif name == "turns":
+            found[name] = pa.array([_turns(segments) for segments in table["segments"].to_pylist()], pa.int64())
+        elif name.startswith(SCORE):
+            rows = table["scores"].to_pylist()
+            found[name] = pa.array([_score(scores, name) for scores in rows], pa.float64())
+        elif name in OF_SAMPLES:
+            images = table["images"].to_pylist()
+            found[name] = pa.array([_of_images(row, name) for row in images], pa.int64())
+    return found
+
+
+def to_read(wanted: tuple[str, ...]) -> list[str]:
+    """The sample store's columns, nested ones by path, that these columns of conditions come from."""
+    paths = {
+        "turns": ["segments.list.element.role"],
+        "pictures": ["images.list.element.width"],
+        "width": ["images.list.element.width"],
+        "height": ["images.list.element.height"],
+        "faces": ["images.list.element.width", "images.list.element.faces.list.element.x"],
+    }
+    found = ["sample_id"]
+    for name in wanted:
+        if name.startswith(SCORE):
+            found.append("scores")
+        elif name in OF_SAMPLES:
+            found += paths.get(name, [name])
+    return list(dict.fromkeys(found))
+
+
+def _turns(segments: list[dict[str, Any]]) -> int:
+    roles = [s["role"] == "assistant" for s in segments]
+    return sum(own and not before for own, before in zip(roles, [False, *roles], strict=False))
+
+
+def _score(scores: list[dict[str, Any]], name: str) -> float | None:
+    own = (s["value"] for s in scores if SCORE + s["name"].replace("-", "_") == name)
+    return next(own, None)
+
+
+def _of_images(images: list[dict[str, Any]], name: str) -> int | None:
+    if name == "pictures":
+        return len(images)
+    if name == "faces":
+        return sum(len(image["faces"]) for image in images)
+    return images[0][name] if images else None

@@ -1,0 +1,100 @@
+"""Weights to shares to whole numbers of tokens; and shares that hold the image share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from fractions import Fraction
+
+from infra.errors import RecipeError
+from tasks.mix.config import MixConfig, StageConfig
+
+Shares = dict[str, Fraction]
+"""By source; they sum to 1."""
+
+_TOLERANCE = 1e-9
+_BISECTIONS = 200
+
+
+def largest_remainder(total: int, shares: Mapping[str, Fraction | float | int]) -> dict[str, int]:
+    """Whole numbers that sum to ``total`` in these proportions: each rounded down, the rest to the largest fractions.
+
+    Exact: weights are taken as the rationals they are. Of equal fractions the first named is served first.
+    """
+    exact = normalised(shares)
+    wished = {name: total * share for name, share in exact.items()}
+    quotas = {name: math.floor(wish) for name, wish in wished.items()}
+    left = total - sum(quotas.values())
+    for name in sorted(wished, key=lambda n: quotas[n] - wished[n])[:left]:
+        quotas[name] += 1
+    return quotas
+
+
+def normalised(weights: Mapping[str, Fraction | float | int]) -> Shares:
+    """Weights as shares that sum to exactly 1, without those that are 0."""
+    exact = {name: Fraction(weight) for name, weight in weights.items() if weight}
+    total = sum(exact.values())
+    return {name: weight / total for name, weight in exact.items()}
+
+
+def stage_shares(mix: MixConfig, image_shares: Mapping[str, float]) -> list[Shares]:
+    """Each stage's shares by source; ``image_shares``: image tokens over all tokens of one pass of each source."""
+    first = normalised(mix.stages[0].weights)
+    found = [first]
+    for stage in mix.stages[1:]:
+        new = normalised(stage.weights)
+        if stage.hold_image_share:
+            target = sum(float(share) * image_shares[name] for name, share in first.items())
+            new = hold_image_share(stage, new, image_shares, target)
+        earlier = Fraction(stage.earlier)
+        shares = {name: share * earlier for name, share in first.items()}
+        for name, share in new.items():
+            shares[name] = shares.get(name, Fraction(0)) + share * (1 - earlier)
+        found.append(normalised(shares))
+    return found
+
+
+def hold_image_share(stage: StageConfig, weights: Shares, image_shares: Mapping[str, float], target: float) -> Shares:
+    """The shares nearest to ``weights`` (least relative entropy) whose image share is ``target``.
+
+    They are ``weight·exp(λ·image share)``, normalised; λ by bisection, as their image share rises with it. No source
+    changes sides: one that was wished for is never driven to 0. RecipeError if no shares reach the target.
+    """
+    by_image = sorted(weights, key=lambda name: image_shares[name])
+    low, high = image_shares[by_image[0]], image_shares[by_image[-1]]
+
+    def tilted(slope: float) -> dict[str, float]:
+        exponents = {name: slope * image_shares[name] for name in weights}
+        largest = max(exponents.values())
+        powers = {name: float(weight) * math.exp(exponents[name] - largest) for name, weight in weights.items()}
+        total = sum(powers.values())
+        return {name: power / total for name, power in powers.items()}
+
+    def image_share(shares: Mapping[str, float]) -> float:
+        return sum(share * image_shares[name] for name, share in shares.items())
+
+    if abs(image_share(tilted(0)) - target) < _TOLERANCE:
+        return weights
+    if not low < target < high:
+        nearest = by_image[0] if target <= low else by_image[-1]
+        ranges = ", ".join(f"{name} {image_shares[name]:.1%}" for name in by_image)
+        raise RecipeError(
+            f"mix.stages.{stage.name}.hold_image_share: the first stage is {target:.2%} image tokens, and no weights "
+            f"of this stage's new sources reach that; they hold: {ranges}. The nearest feasible weights are "
+            f"{{{nearest}: 1}}, which give {image_shares[nearest]:.2%}. Give a weight there to a source with "
+            f"{'fewer' if target <= low else 'more'} pictures, also one of the first stage's, or set hold_image_share "
+            "to false."
+        )
+    below, above = -1.0, 1.0
+    while image_share(tilted(below)) > target and below > -1e6:
+        below *= 2
+    while image_share(tilted(above)) < target and above < 1e6:
+        above *= 2
+    for _ in range(_BISECTIONS):
+        middle = (below + above) / 2
+        if image_share(tilted(middle)) < target:
+            below = middle
+        else:
+            above = middle
+    # Twelve decimals: the last bits of exp differ between machines, and quotas must not.
+    return normalised({name: Fraction(round(share * 10**12), 10**12) for name, share in tilted(above).items()})

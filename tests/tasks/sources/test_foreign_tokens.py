@@ -1,0 +1,163 @@
+"""Types ``mds`` and ``megatron``: whatever lies in such files, a damaged one costs its rows and no more."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from infra.storage import Storage
+from tasks.exchange.mds import MdsWriter
+from tasks.exchange.megatron import MAGIC, MegatronWriter
+from tasks.sources import open_source
+from tasks.sources.base import BadRow, RawSample, Source
+from tasks.sources.config import SourceConfig
+from tasks.sources.tokens import documents_in
+from tests.tasks.sources.reading import items_of, rows, samples
+
+IDS = st.lists(st.integers(3, 0xFFFF), min_size=1, max_size=300)
+
+
+def source(folder: Path, form: str, **options: Any) -> Source:
+    return open_source(SourceConfig(name="s", type=form, kind="tokens", path=".", options=options), folder)
+
+
+def ids(found: list[RawSample]) -> list[list[int]]:
+    return [np.frombuffer(s.tokens, "<u2").tolist() for s in found]
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(documents=st.lists(IDS, min_size=1, max_size=12), target=st.integers(1, 9), size=st.integers(1, 3000))
+@pytest.mark.parametrize("form", ["mds", "megatron"])
+def test_documents_come_back_whatever_the_files_and_work_items(
+    tmp_path_factory: pytest.TempPathFactory, form: str, documents: list[list[int]], target: int, size: int
+) -> None:
+    folder = tmp_path_factory.mktemp(form)
+    writer: Any = (
+        MdsWriter(Storage(folder), {"tokens": "ndarray:uint16", "name": "str"}, size)
+        if form == "mds"
+        else MegatronWriter(Storage(folder), "int32", size)
+    )
+    for number, document in enumerate(documents):
+        tokens = np.array([0, *document, 2], np.uint16)
+        writer.write({"tokens": tokens, "name": f"é{number}"} if form == "mds" else tokens)
+    writer.finish()
+    found = samples(source(folder, form), target)
+    assert ids(found) == documents
+    assert len({s.key for s in found}) == len(documents)
+
+
+@given(st.lists(st.integers(0, 9), max_size=40))
+def test_a_row_is_cut_at_its_marks(row: list[int]) -> None:
+    found = list(documents_in(np.array(row, np.uint16), "f", 3))
+    assert [i for s in found for i in np.frombuffer(s.tokens, "<u2").tolist()] == [i for i in row if i > 2]
+    assert all(i > 2 for s in found for i in np.frombuffer(s.tokens, "<u2"))
+    assert [s.key for s in found] == ["f#3", *(f"f#3.{n}" for n in range(1, len(found)))]
+    assert all(s.tokens for s in found) or len(found) == 1
+
+
+def shard(columns: dict[str, tuple[str, int | None]], rows_: list[bytes]) -> bytes:
+    names = sorted(columns)
+    head = json.dumps(
+        {
+            "column_names": names,
+            "column_encodings": [columns[n][0] for n in names],
+            "column_sizes": [columns[n][1] for n in names],
+        }
+    ).encode()
+    offsets = np.cumsum([8 + 4 * len(rows_) + len(head), *map(len, rows_)]).astype("<u4")
+    return np.uint32(len(rows_)).tobytes() + offsets.tobytes() + head + b"".join(rows_)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "size", "data", "expected"),
+    [
+        ("bytes", None, np.array([5, 6], "<i8").tobytes(), [5, 6]),
+        ("ndarray:int32:2", 8, np.array([5, 6], "<i4").tobytes(), [5, 6]),
+        ("ndarray:int64", None, b"\x04\x02" + np.array([5, 6], "<i8").tobytes(), [5, 6]),
+        ("ndarray", None, b"\x21\x05\x02\x00" + np.array([5, 6], "<i4").tobytes(), [5, 6]),
+        ("ndarray:int32:1", 4, np.array([-1], "<i4").tobytes(), "ids from -1 to -1"),
+        ("ndarray:int32:1", 4, np.array([70000], "<i4").tobytes(), "ids from 70000 to 70000"),
+        ("ndarray:float32:1", 4, bytes(4), "numbers float32"),
+        ("ndarray", None, b"\x22\x04\x01" + bytes(4), "numbers of floats"),
+        ("ndarray:int32", None, b"\x08\x01\x01" + bytes(4), "an array of 2 dimensions"),
+        ("ndarray:int32", None, b"", "an array of 0 dimensions"),
+        ("bytes", None, b"123", "3 bytes are no whole number of int64"),
+        ("pkl", None, b"x", "a column of type pkl"),
+    ],
+)
+def test_columns_of_other_writers(tmp_path: Path, encoding: str, size: int | None, data: bytes, expected: Any) -> None:
+    head = b"" if size else struct.pack("<I", len(data))
+    (tmp_path / "shard.00000.mds").write_bytes(shard({"ids": (encoding, size)}, [head + data]))
+    (found,) = rows(source(tmp_path, "mds", tokens="ids", dtype="int64"))
+    if isinstance(expected, list):
+        assert isinstance(found, RawSample)
+        assert ids([found]) == [expected]
+    else:
+        assert isinstance(found, BadRow)
+        assert found.error == "bad-tokens"
+        assert expected in found.message
+
+
+def write(folder: Path, form: str) -> Path:
+    """A data set of three documents; its file of heads."""
+    store = Storage(folder)
+    writer: Any = MdsWriter(store, {"tokens": "ndarray:uint16"}) if form == "mds" else MegatronWriter(store)
+    for n in range(3):
+        tokens = np.arange(10 * n + 3, 10 * n + 9).astype(np.uint16)
+        writer.write({"tokens": tokens} if form == "mds" else tokens)
+    writer.finish()
+    return next(f for f in folder.iterdir() if f.suffix in (".mds", ".idx"))
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(at=st.integers(0, 400), byte=st.integers(0, 255), cut=st.booleans())
+@pytest.mark.parametrize("form", ["mds", "megatron"])
+def test_damage_costs_rows_and_no_more(
+    tmp_path_factory: pytest.TempPathFactory, form: str, at: int, byte: int, cut: bool
+) -> None:
+    path = write(tmp_path_factory.mktemp(form), form)
+    data = bytearray(path.read_bytes())
+    at %= len(data)
+    path.write_bytes(data[:at] if cut else data[:at] + bytes([byte]) + data[at + 1 :])
+    for row in rows(source(path.parent, form), 1 << 20):
+        assert isinstance(row, RawSample) or row.error in ("damaged-file", "bad-tokens")
+
+
+def test_what_a_damaged_file_is_told_as(tmp_path: Path) -> None:
+    path = write(tmp_path, "megatron")
+    good = path.read_bytes()
+    for data, said in [
+        (b"nothing", "does not begin like an index"),
+        (MAGIC + struct.pack("<QBQQ", 2, 8, 1, 2), "version 2; expected 1"),
+        (MAGIC + struct.pack("<QBQQ", 1, 7, 1, 2), "type code 7; expected one of 1, 2, 3, 4, 5, 8"),
+        (good[:-8], "ends before its numbers do"),
+    ]:
+        path.write_bytes(data)
+        (found,) = [r for r in rows(source(tmp_path, "megatron")) if isinstance(r, BadRow)]
+        assert found.error == "damaged-file"
+        assert said in found.message
+    path.write_bytes(good)
+    tokens = path.with_suffix(".bin")
+    tokens.write_bytes(tokens.read_bytes()[:-1])
+    assert [type(r).__name__ for r in rows(source(tmp_path, "megatron"))] == ["RawSample", "RawSample", "BadRow"]
+    tokens.unlink()
+    (gone,) = rows(source(tmp_path, "megatron"))
+    assert isinstance(gone, BadRow)
+    assert "there is no tokens-00000.bin" in gone.message
+
+
+def test_work_items_follow_from_the_first_shard(tmp_path: Path) -> None:
+    writer = MdsWriter(Storage(tmp_path), {"tokens": "ndarray:uint16:50"}, 2000)
+    for n in range(100):
+        writer.write({"tokens": np.full(50, n + 3, np.uint16)})
+    writer.finish()
+    found = source(tmp_path, "mds")
+    assert len(items_of(found, 5)) > len(items_of(found, 1000)) == len(list(tmp_path.glob("*.mds")))
+    assert ids(samples(found, 5)) == [[n + 3] * 50 for n in range(100)]
