@@ -41,6 +41,11 @@ class ResourcesConfig(Config):
     activation_checkpointing: bool = False
     deepspeed: dict[str, Any] = {}
     """Further sections of DeepSpeed's JSON, e.g. ``zero_optimization: {offload_optimizer: {device: cpu}}``."""
+    cache_folder: str | None = None
+    """Where training keeps packed sequences that it fetched from S3: a folder on a local disk of each node, shared by
+    its workers. None: each worker keeps some in memory. A mixture on a local disk is read where it lies."""
+    cache_gb: float = Field(default=20, gt=0)
+    """Gigabytes of that folder, at most."""
     max_failures: int = Field(default=3, ge=0)
     """Worker deaths after which a training step gives up."""
     pending_deadline_s: float = Field(default=300, gt=0)

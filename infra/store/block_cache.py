@@ -71,6 +71,11 @@ class BlockCache:
         self.hits = self.misses = self.damaged = 0
         """Of :meth:`row` in this process; ``damaged`` ones are misses too."""
 
+    @staticmethod
+    def limit_of(blocks: int, *, rows: int, row_bytes: int) -> int:
+        """The limit at which this many blocks have room."""
+        return _HEAD.size + blocks * (rows * (DIGEST + row_bytes) + _ENTRY.size)
+
     def __reduce__(self) -> tuple[object, ...]:
         return _again, (None if self.folder is None else str(self.folder), self.limit, self.rows, self.row_bytes)
 

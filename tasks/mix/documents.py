@@ -89,16 +89,6 @@ class DocumentReader:
         if place < len(rows_K):
             raise changed(part, int(rows_K[place]), f"it has {first:,} rows")
 
-    def ids(self, part: str, row: int, occurrence: int) -> Ids:
-        """All ids of one document at this occurrence, (n,) uint16."""
-        ((group, here, _),) = self.rows(part, np.array([row]))
-        return group.ids(here, occurrence)
-
-    def loss(self, part: str, row: int) -> Mask:
-        """One conversation's loss bits, (n,) bool."""
-        ((group, here, _),) = self.rows(part, np.array([row]))
-        return group.loss(here)
-
 
 def changed(part: str, row: int, what: str) -> StoreError:
     """The error for a document that is not what the layout counts on."""

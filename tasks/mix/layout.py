@@ -25,6 +25,7 @@ from infra.store.tables import FORMAT_KEY, write_table
 from tasks.context import StepContext
 from tasks.mix.bestfit import best_fit
 from tasks.mix.cut import Uses, cut_all, places
+from tasks.mix.fill import fill_rooms
 from tasks.mix.group import Group, Integers
 from tasks.mix.index import ROW_GROUP, load_group
 from tasks.mix.streams import Run, in_order
@@ -113,8 +114,10 @@ class LayoutMaker:
         packed: list[tuple[Integers, ...]] = []
         # Windows of equal size: a short last one would pack badly.
         for chosen_K in np.array_split(np.arange(len(uses)), max(1, -(-len(uses) // self._mix.window))):
-            pieces = cut_all(uses[chosen_K], pictures_M, length)
-            sequence_P, offset_P, new = best_fit(pieces.length_P, length)
+            window = uses[chosen_K]
+            pieces = cut_all(window, pictures_M, length)
+            packed_P = best_fit(pieces.length_P, length)
+            pieces, sequence_P, offset_P, new = fill_rooms(pieces, window.length_K, *packed_P, length)
             order_P = np.argsort(sequence_P * length + offset_P)
             use_P = pieces.use_P + (chosen_K[0] if len(chosen_K) else 0)
             columns = (use_P, pieces.first_P, pieces.length_P, pieces.image_P, sequence_P + opened, offset_P)

@@ -7,7 +7,10 @@ from typing import Any, Literal
 
 from infra.settings import ResourcesConfig
 from infra.storage import Storage
+from infra.store.block_cache import BlockCache
 from infra.store.commit import entry_of_file
+from infra.store.plan import load_plan
+from infra.store.sequences import sequence_cache
 from model.training.config import FinetuneConfig, PretrainConfig
 from model.transformer.config import TransformerConfig
 from tasks.context import StepContext
@@ -78,6 +81,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
                 dist.get_world_size(),
                 resources.micro_batch,
                 epochs=config.epochs if isinstance(config, FinetuneConfig) else None,
+                cache=_cache(resources, mix),
             ),
             config=config,
             resources=resources,
@@ -92,3 +96,10 @@ def train_worker(arguments: dict[str, Any]) -> None:
         files = [*save_transformer(store, model_config, size, outcome.weights), METRICS]
         facts = {"files": files, "model": model_config.model_dump(mode="json"), **outcome.facts}
         store.put(FACTS, (json.dumps(facts, indent=1, sort_keys=True) + "\n").encode())
+
+
+def _cache(resources: ResourcesConfig, mix: Storage) -> BlockCache | None:
+    """The node's cache of sequences, where there is a use for one."""
+    if mix.local or resources.cache_folder is None:
+        return None
+    return sequence_cache(resources.cache_folder, int(resources.cache_gb * 1e9), load_plan(mix).sequence_length)

@@ -78,6 +78,11 @@ def test_what_is_cached_is_not_asked_for_again(
     assert faulty_s3.count("GET", "list-type") == 0
 
 
+def test_held_out_sequences_fetch_each_block_once(remote: Storage, faulty_s3: Proxy) -> None:
+    assert len(list(held_out(remote, "a", batch=1))) == 5
+    assert of_blocks(faulty_s3) == 3
+
+
 def test_a_cache_of_one_block_only_costs_requests(mix_store: Storage, remote: Storage, tmp_path: Path) -> None:
     cache = sequence_cache(tmp_path, 20_000, 24)
     assert cache.slots == 4

@@ -14,6 +14,7 @@ import pytest
 from infra.errors import RecipeError, StoreError
 from infra.storage import Storage
 from infra.store.commit import done_parts, load_step
+from infra.store.documents import DOCUMENTS
 from infra.store.plan import INTERVALS, PackedStore, Plan, load_plan
 from infra.store.sequences import SequenceReader
 from infra.store.tables import read_table
@@ -21,8 +22,9 @@ from model.data.account import Account
 from model.data.loader import SequenceLoader, held_out, held_out_sources
 from model.vocabulary import FIRST_IMAGE_CODE, PAD
 from tasks.context import StepContext
-from tasks.documents.captions import image_first
-from tasks.mix.documents import DocumentReader, RowGroup
+from tasks.documents.captions import image_first, realise
+from tasks.documents.ids import unpack_bits
+from tasks.mix.documents import RowGroup
 from tasks.mix.run import run
 from tasks.pool import Committer
 from tests.tasks.mix.conftest import PRINTS, Known
@@ -51,6 +53,13 @@ def spans_of(store: Storage, packed: PackedStore) -> list[dict[str, Any]]:
     return [row for file in range(reader.info.files) for row in reader.spans(file).to_pylist()]
 
 
+def rows_of(context: StepContext) -> dict[str, list[dict[str, Any]]]:
+    """The document store by part, read whole."""
+    store = context.store("tokenize")
+    parts = context.manifest("tokenize").parts
+    return {p: read_table(store.get(f"parts/{p}.parquet"), DOCUMENTS, p).to_pylist() for p in parts}
+
+
 def bytes_of(folder: Path) -> dict[str, str]:
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
@@ -73,7 +82,11 @@ def test_the_plan_comes_back_and_the_ledger_closes(built: tuple[StepContext, Pla
 def test_every_planned_occurrence_is_packed_exactly_once(built: tuple[StepContext, Plan], known: Documents) -> None:
     """Tokens equal the document's, stretch by stretch, and nothing else lies in the sequences."""
     context, plan = built
-    store, ids = context.store(), DocumentReader(context.store("tokenize"), 3)
+    store, rows = context.store(), rows_of(context)
+
+    def ids(part: str, row: int, occurrence: int) -> np.ndarray:
+        return realise(rows[part][row], occurrence, 3)
+
     for packed in folders(plan):
         reader = SequenceReader(store, packed.folder)
         found: dict[tuple[str, int, int], list[tuple[int, int]]] = {}
@@ -83,13 +96,13 @@ def test_every_planned_occurrence_is_packed_exactly_once(built: tuple[StepContex
             first, length, offset = span["first_token"], span["length"], span["offset"]
             found.setdefault(use, []).append((first, length))
             tokens, starts, loss = reader.sequence(span["sequence"])
-            np.testing.assert_array_equal(tokens[offset : offset + length], ids.ids(*use)[first : first + length])
+            np.testing.assert_array_equal(tokens[offset : offset + length], ids(*use)[first : first + length])
             assert starts[offset]
             assert not starts[offset + 1 : offset + length].any()
             if loss is not None:
-                np.testing.assert_array_equal(
-                    loss[offset : offset + length], ids.loss(*use[:2])[first : first + length]
-                )
+                row = rows[use[0]][use[1]]
+                bits = unpack_bits(row["loss"], row["lengths"][0])
+                np.testing.assert_array_equal(loss[offset : offset + length], bits[first : first + length])
             covered[span["sequence"]] += length
         for sequence in range(packed.sequences):
             tokens, starts, _ = reader.sequence(sequence)
@@ -103,10 +116,24 @@ def test_every_planned_occurrence_is_packed_exactly_once(built: tuple[StepContex
             stretches.sort()
             assert stretches[0][0] == 0
             assert all(a + n == b for (a, n), (b, _) in pairwise(stretches))
-            assert sum(n for _, n in stretches) == len(ids.ids(*use))
-            assert len(stretches) == 1 or len(ids.ids(*use)) > 64  # what fits is never cut
+            assert sum(n for _, n in stretches) == len(ids(*use))
+            assert len(stretches) == 1 or len(ids(*use)) > 64  # what fits is never cut
         assert len(found) == packed.documents == sum(i.stop - i.start for i in packed.intervals)
         assert packed.split_documents == sum(len(s) > 1 for s in found.values())
+
+
+def test_the_ledger_counts_the_documents_that_are_used(built: tuple[StepContext, Plan], known: Documents) -> None:
+    context, plan = built
+    used = {(s["part"], s["row"]) for packed in folders(plan) for s in spans_of(context.store(), packed)}
+    step = load_step(context.store())
+    assert step is not None
+    for source in {d.source for d in known.values()}:
+        own = {key for key, d in known.items() if d.source == source}
+        assert step.rows[source].out == len(own & used)
+        lost = [known[key] for key in own - used]
+        long = sum(d.source == "chat" and not d.fits and not d.held_out for d in lost)
+        assert step.rows[source].filtered.get("too-long", 0) == long
+        assert step.rows[source].filtered.get("not-planned", 0) == len(lost) - long
 
 
 def test_no_picture_is_cut_and_long_documents_are_really_there(built: tuple[StepContext, Plan]) -> None:
