@@ -8,6 +8,9 @@ from pydantic import Field
 
 from infra.config import Config
 
+AttentionBackend = Literal["auto", "reference", "sdpa", "flex", "xformers", "varlen"]
+ActivationCheckpointing = Literal["none", "selective", "full"]
+
 
 class ResourcesConfig(Config):
     """Workers, devices and the cluster's address."""
@@ -38,7 +41,14 @@ class ResourcesConfig(Config):
     """Of training: bf16 keeps float32 master weights. auto: bf16 wherever the hardware multiplies it natively."""
     micro_batch: int = Field(default=8, ge=1)
     """Sequences a worker computes at once; gradients accumulate up to the batch."""
-    activation_checkpointing: bool = False
+    attention_backend: AttentionBackend = "auto"
+    """What computes attention: auto is what is fastest where it runs; the log says which (docs/model.md). All compute
+    the same, up to rounding."""
+    activation_checkpointing: ActivationCheckpointing = "none"
+    """What the backward pass computes again instead of keeping it: selective: all but products and attention, which
+    costs little time; full: whole layers, which keeps least."""
+    compile: bool = False
+    """Train through torch.compile, layer by layer: minutes at the start, and faster steps on a GPU."""
     deepspeed: dict[str, Any] = {}
     """Further sections of DeepSpeed's JSON, e.g. ``zero_optimization: {offload_optimizer: {device: cpu}}``."""
     cache_folder: str | None = None

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.transformer.attention import PADDING, KVCache
+from model.transformer.attention import KVCache
+from model.transformer.backends import PADDING
 from model.transformer.model import Transformer
 from model.vocabulary import PAD
 

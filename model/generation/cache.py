@@ -14,7 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from model.transformer.attention import PADDING, KVCache
+from model.transformer.attention import KVCache
+from model.transformer.backends import PADDING
 from model.transformer.model import Transformer
 from model.vocabulary import BOS, FIRST_IMAGE_CODE, PAD, Vocabulary
 

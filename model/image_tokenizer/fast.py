@@ -11,10 +11,6 @@ takes one type only.
 from __future__ import annotations
 
 import ctypes
-import importlib.util
-import os
-import shlex
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from infra.errors import ResourceError
+from model.compiler import require_compiler
 from model.image_tokenizer.vqgan import Encoder
 
 Precision = Literal["fp32", "bf16"]
@@ -65,18 +61,7 @@ def compiled(function: Callable[..., Any], device: torch.device) -> Callable[...
         ResourceError: ``torch.compile`` finds no compiler here. There is no quiet way round: codes may differ in the
             last bit from those of the function as it is.
     """
-    variable, usual = ("CXX", "g++") if device.type == "cpu" else ("CC", "gcc")
-    command = os.environ.get(variable, usual)
-    if shutil.which((shlex.split(command) or [""])[0]) is None:
-        raise ResourceError(
-            f"encode.compile is true, and torch.compile finds no compiler here: there is no {command!r}. Install "
-            f"{usual}, name another in the environment variable {variable}, or set encode.compile: false."
-        )
-    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
-        raise ResourceError(
-            "encode.compile is true, and torch.compile needs the package triton on a GPU. Install the build of torch "
-            "for your GPU, which brings it, or set encode.compile: false."
-        )
+    require_compiler("encode.compile", device.type)
     return torch.compile(function, dynamic=False)
 
 

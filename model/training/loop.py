@@ -135,7 +135,9 @@ class _Run:
         self.job, self.config, self.loader = job, job.config, job.loader
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.bf16 = use_bf16(job.resources)
-        job.model.activation_checkpointing = job.resources.activation_checkpointing
+        job.model.run_with(
+            job.resources.attention_backend, job.resources.activation_checkpointing, job.resources.compile
+        )
         self.engine = start_engine(
             TrainingModule(job.model, self.config.z_loss, self.config.image_weight, self.config.attention),
             make_optimizer(job.model, self.config.optimizer),

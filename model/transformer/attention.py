@@ -1,4 +1,4 @@
-"""Attention: rotary positions, QK-norm, and one masked attention for training, prefill and generation.
+"""The attention block: rotary positions, QK-norm, and the cache of generation. Who computes it: ``backends.py``.
 
 Shape letters: B batch, T new positions, S positions attended to, H heads, K key and value heads, C channels of a head.
 """
@@ -9,10 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.transformer.backends import PADDING, Attend
 from model.transformer.config import TransformerConfig
-
-PADDING = -1
-"""Document number of padding: no other position attends to it."""
 
 
 def rotary_table(positions_BT: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -32,39 +30,6 @@ def rotate(x_BTHC: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
     cos, sin = table
     swapped = torch.roll(x_BTHC, x_BTHC.shape[-1] // 2, -1)
     return torch.addcmul(x_BTHC * cos, swapped, sin).to(x_BTHC.dtype)
-
-
-def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A bool mask as what is added to the scores: 0 or the lowest number, so that it is made once for all layers."""
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)
-
-
-def attend(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention, (B, H, T, C); ``mask`` is bool or additive (B, 1, T, S), or None for causal attention with T = S.
-
-    The one interface to all backends; they agree within the dtype's rounding, which a test holds. torch's own attention
-    serves everything but bfloat16 on CPUs, where plain matrix products are three to four times faster.
-    """
-    if q_BHTC.device.type == "cpu" and q_BHTC.dtype == torch.bfloat16:
-        return attend_by_products(q_BHTC, k_BKSC, v_BKSC, mask)
-    return F.scaled_dot_product_attention(
-        q_BHTC, k_BKSC, v_BKSC, attn_mask=mask, is_causal=mask is None, enable_gqa=q_BHTC.shape[1] != k_BKSC.shape[1]
-    )
-
-
-def attend_by_products(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, mask: Tensor | None) -> Tensor:
-    """Attention written out: scores, softmax (float32 inside, as torch computes it), weighted sum."""
-    h, t, c = q_BHTC.shape[1:]
-    s, groups = k_BKSC.shape[2], h // k_BKSC.shape[1]
-    if mask is None:
-        mask = torch.ones(t, s, dtype=torch.bool, device=q_BHTC.device).tril()[None, None]
-    if mask.dtype == torch.bool:
-        mask = additive(mask, q_BHTC.dtype)
-    if groups > 1:
-        k_BKSC, v_BKSC = k_BKSC.repeat_interleave(groups, 1), v_BKSC.repeat_interleave(groups, 1)
-    scores_BHTS = ((q_BHTC * c**-0.5) @ k_BKSC.transpose(2, 3)).add_(mask)
-    weights_BHTS: Tensor = scores_BHTS.softmax(-1)
-    return weights_BHTS @ v_BKSC
 
 
 class HeadNorm(nn.Module):
@@ -87,17 +52,6 @@ class HeadNorm(nn.Module):
         each = x_BTHC.shape[2] // self.shards
         weight_HC = self.weight.repeat_interleave(each, 0)
         return normal * weight_HC + self.bias.repeat_interleave(each, 0)
-
-
-def document_mask(documents_BT: Tensor) -> Tensor:
-    """Who attends to whom inside one forward: causal, and within a document. bool (B, 1, T, T), True = attends.
-
-    Padding attends to padding, so that no row is empty: an empty row would make the softmax NaN.
-    """
-    t = documents_BT.shape[1]
-    same = documents_BT[:, :, None] == documents_BT[:, None, :]
-    causal = torch.ones(t, t, dtype=torch.bool, device=documents_BT.device).tril()
-    return (same & causal)[:, None]
 
 
 class KVCache:
@@ -173,9 +127,9 @@ class Attention(nn.Module):
             self.q_norm = self.k_norm = nn.Identity()
 
     def forward(
-        self, x_BTD: Tensor, table: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None = None
+        self, x_BTD: Tensor, table: tuple[Tensor, Tensor], attend: Attend, cache: KVCache | None = None
     ) -> Tensor:
-        """Attends; ``mask`` as for :func:`attend`."""
+        """Attends; ``attend`` knows who to whom, over the cache's positions where there is one."""
         b, t, d = x_BTD.shape
         qkv = self.qkv(x_BTD).view(b, t, -1, self.head_dim)
         q_BTHC, k_BTKC, v_BTKC = torch.split(qkv, [self.heads, self.kv_heads, self.kv_heads], 2)
@@ -183,6 +137,6 @@ class Attention(nn.Module):
         k_BKTC, v_BKTC = rotate(self.k_norm(k_BTKC), table).transpose(1, 2), v_BTKC.transpose(1, 2)
         if cache is not None:
             k_BKTC, v_BKTC = cache.update(self.layer, k_BKTC, v_BKTC)
-        y_BHTC = attend(q_BHTC, k_BKTC, v_BKTC, mask)
+        y_BHTC = attend(q_BHTC, k_BKTC, v_BKTC)
         out: Tensor = self.out(y_BHTC.transpose(1, 2).reshape(b, t, d))
         return out

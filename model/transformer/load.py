@@ -1,9 +1,12 @@
-"""The transformer on storage: ``model.safetensors`` and ``model.json`` (its configuration and vocabulary size)."""
+"""The transformer on storage: ``model.safetensors`` or shards of it, and ``model.json``: configuration, vocabulary."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
@@ -12,8 +15,8 @@ from infra.errors import StoreError
 from infra.storage import Storage
 from model.transformer.config import TransformerConfig
 from model.transformer.model import Transformer
+from model.transformer.tensors import SHARD_BYTES, SafetensorsFiles, save_tensors, weight_files
 
-WEIGHTS = "model.safetensors"
 CONFIG = "model.json"
 FORMAT = "calumma-transformer"
 
@@ -23,12 +26,15 @@ def save_transformer(
     config: TransformerConfig,
     vocabulary_size: int,
     weights: Mapping[str, Tensor],
+    shard_bytes: int = SHARD_BYTES,
 ) -> list[str]:
-    """Writes weights and configuration; the names of the files. Tensors keep their dtype."""
-    from safetensors.torch import save
+    """Writes weights and configuration; the names of the files. Tensors keep the dtype of ``lm_head.weight``.
 
-    tensors = {name: weights[name].detach().cpu().contiguous() for name in sorted(weights)}
-    store.put(WEIGHTS, save(tensors, metadata={"format": "pt"}))
+    The weights are asked for one after the other, so that those of a lazy mapping are never all in memory.
+    """
+    shapes = shapes_of(config, vocabulary_size)
+    dtype = weights["lm_head.weight"].dtype
+    files = save_tensors(store, weights, {name: shapes[name] for name in sorted(shapes)}, dtype, shard_bytes)
     about = {
         "format": FORMAT,
         "version": 1,
@@ -36,7 +42,7 @@ def save_transformer(
         "config": config.model_dump(mode="json"),
     }
     store.put(CONFIG, (json.dumps(about, indent=1, sort_keys=True) + "\n").encode())
-    return [CONFIG, WEIGHTS]
+    return [CONFIG, *files]
 
 
 def load_transformer(store: Storage, device: torch.device | str = "cpu") -> Transformer:
@@ -45,8 +51,15 @@ def load_transformer(store: Storage, device: torch.device | str = "cpu") -> Tran
     Raises:
         StoreError: a file is missing, of another format or version, or the weights do not fit the configuration.
     """
-    from safetensors.torch import load
+    config, size = read_config(store)
+    model = meta_transformer(config, size)
+    with open_weights(store) as weights:
+        load_weights(model, {name: weights[name] for name in weights}, store.url())
+    return model.to(device).eval()
 
+
+def read_config(store: Storage) -> tuple[TransformerConfig, int]:
+    """Configuration and vocabulary size of a step's folder; StoreError as :func:`load_transformer`."""
     where = store.url(CONFIG)
     try:
         about = json.loads(store.get(CONFIG))
@@ -54,14 +67,34 @@ def load_transformer(store: Storage, device: torch.device | str = "cpu") -> Tran
             raise StoreError(f"{where}: expected format {FORMAT!r}, found {about.get('format')!r}")
         if about["version"] > 1:
             raise StoreError(f"{where}: format version {about['version']}; this Calumma reads up to 1")
-        config, size = TransformerConfig.model_validate(about["config"]), int(about["vocabulary_size"])
-        weights = load(store.get(WEIGHTS))
-    except (ValueError, KeyError, AttributeError) as e:
+        return TransformerConfig.model_validate(about["config"]), int(about["vocabulary_size"])
+    except (ValueError, KeyError, AttributeError, TypeError) as e:
         raise StoreError(f"{where}: not a stored transformer ({e})") from e
+
+
+@contextmanager
+def open_weights(store: Storage) -> Iterator[SafetensorsFiles]:
+    """The weights of a folder of safetensors files, read as they are asked for; from S3 by way of a local copy."""
+    names = weight_files(store)
+    with TemporaryDirectory(prefix="calumma-") as aside:
+        for name in () if store.local else names:
+            with store.open(name) as source, open(Path(aside) / name, "wb") as copy:
+                while block := source.read(16 << 20):
+                    copy.write(block)
+        folder = store.path() if store.local else Path(aside)
+        with SafetensorsFiles([folder / name for name in names]) as weights:
+            yield weights
+
+
+def meta_transformer(config: TransformerConfig, vocabulary_size: int) -> Transformer:
+    """A transformer without weights: names and shapes."""
     with torch.device("meta"):
-        model = Transformer(config, size)
-    load_weights(model, weights, store.url(WEIGHTS))
-    return model.to(device).eval()
+        return Transformer(config, vocabulary_size)
+
+
+def shapes_of(config: TransformerConfig, vocabulary_size: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of a transformer's weights, by name."""
+    return {name: tuple(w.shape) for name, w in meta_transformer(config, vocabulary_size).state_dict().items()}
 
 
 def load_weights(model: Transformer, weights: Mapping[str, Tensor], where: str) -> None:

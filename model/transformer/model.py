@@ -9,9 +9,11 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from model.transformer.attention import KVCache, additive, document_mask, rotary_table
+from infra.settings import ActivationCheckpointing, AttentionBackend
+from model.compiler import require_compiler
+from model.transformer.attention import KVCache, rotary_table
+from model.transformer.backends import Segments, choose, masked, prepare
 from model.transformer.config import TransformerConfig
 from model.transformer.layers import Layer
 from model.transformer.loss import TokenLoss, token_loss
@@ -47,8 +49,7 @@ class Transformer(nn.Module):
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.layers))
         self.norm = nn.RMSNorm(config.dim, config.norm_eps)
         self.lm_head = Head(vocabulary_size, config.dim)
-        self.activation_checkpointing = False
-        """Recompute each layer in the backward pass instead of keeping its activations."""
+        self.attention_backend: AttentionBackend = "auto"
 
     def forward(
         self,
@@ -56,6 +57,7 @@ class Transformer(nn.Module):
         documents_BT: Tensor | None = None,
         positions_BT: Tensor | None = None,
         cache: KVCache | None = None,
+        segments: Segments | None = None,
     ) -> Tensor:
         """Hidden states after the final norm, (B, T, D).
 
@@ -65,26 +67,29 @@ class Transformer(nn.Module):
                 document. None: every row is one document.
             positions_BT: int64 rotary positions. None: 0, 1, … within the row; with a cache, where each row stands.
             cache: keys and values of earlier positions; the tokens given are the new ones only.
+            segments: borders of the documents, where the caller has them (a loader's ``cu_seqlens``): on a GPU that
+                saves the wait in which they would be found. Must agree with ``documents_BT``.
+
+        Raises:
+            ResourceError: ``attention_backend`` does not work here.
         """
+        b, t = tokens_BT.shape
         table = rotary_table(
             self._positions(tokens_BT, documents_BT, cache) if positions_BT is None else positions_BT,
             self.config.head_dim,
             self.config.rope_theta,
         )
+        x_BTD = self.embedding(tokens_BT)
+        dtype = x_BTD.dtype
+        backend = choose(self.attention_backend, x_BTD.device, dtype, self.config.head_dim)
         if cache is not None:
             if documents_BT is None:
                 documents_BT = torch.zeros(tokens_BT.shape, dtype=torch.int32, device=tokens_BT.device)
-            mask: Tensor | None = cache.mask(documents_BT)
+            attend = masked(backend, cache.mask(documents_BT), dtype)
         else:
-            mask = None if documents_BT is None else document_mask(documents_BT)
-        x_BTD = self.embedding(tokens_BT)
-        if mask is not None:
-            mask = additive(mask, x_BTD.dtype)
+            attend = prepare(backend, documents_BT, b, t, x_BTD.device, dtype, segments)
         for layer in self.layers:
-            if self.activation_checkpointing and torch.is_grad_enabled():
-                x_BTD = checkpoint(layer, x_BTD, table, mask, use_reentrant=False)
-            else:
-                x_BTD = layer(x_BTD, table, mask, cache)
+            x_BTD = layer(x_BTD, table, attend, cache)
         if cache is not None and documents_BT is not None:
             cache.advance(documents_BT)
         out: Tensor = self.norm(x_BTD)
@@ -126,6 +131,30 @@ class Transformer(nn.Module):
             if name.endswith(("attention.out.weight", "down.weight")) and self.config.norm == "pre":
                 scale /= depth
             p.copy_(torch.empty_like(p, device="cpu").normal_(0, scale, generator=generator))
+        return self
+
+    def run_with(
+        self,
+        attention_backend: AttentionBackend = "auto",
+        activation_checkpointing: ActivationCheckpointing = "none",
+        compile: bool = False,
+    ) -> Transformer:
+        """This model, from now on computed in another way; the results are the same up to rounding.
+
+        Args:
+            compile: Each layer through torch.compile, at its first forward; for training, whose shapes stay the same.
+
+        Raises:
+            ResourceError: there is no compiler for torch.compile.
+        """
+        if compile:
+            require_compiler("resources.compile", "cuda" if torch.cuda.is_available() else "cpu")
+        self.attention_backend = attention_backend
+        for layer in self.layers:
+            assert isinstance(layer, Layer)
+            layer.checkpointing = activation_checkpointing
+            if compile:
+                layer.compile()
         return self
 
     def with_dropout(self, dropout: float) -> Transformer:

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from model.data.batch import IGNORE, make_batch
-from model.transformer.attention import document_mask
+from model.transformer.backends import document_mask
 from model.vocabulary import BOS, EOS, PAD, Vocabulary
 
 V = Vocabulary(image_codes=16, text_start=32, size=512)

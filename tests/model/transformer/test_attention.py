@@ -3,47 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model.transformer.attention import (
-    PADDING,
-    HeadNorm,
-    attend,
-    attend_by_products,
-    document_mask,
-    rotary_table,
-    rotate,
-)
-
-
-def qkv(dtype: torch.dtype) -> list[torch.Tensor]:
-    g = torch.Generator().manual_seed(0)
-    return [torch.randn(2, h, 9, 8, generator=g, dtype=torch.float32).to(dtype) for h in (4, 2, 2)]
-
-
-@pytest.mark.parametrize("masked", [True, False])
-def test_backends_agree(masked: bool) -> None:
-    q, k, v = (x.requires_grad_() for x in qkv(torch.float32))
-    documents = torch.tensor([[0, 0, 0, 1, 1, 1, 1, -1, -1], [0] * 9])
-    mask = document_mask(documents) if masked else None
-    want, have = attend(q, k, v, mask), attend_by_products(q, k, v, mask)
-    assert (want - have).abs().max() < 1e-6
-    gradients = [torch.autograd.grad(y.square().sum(), (q, k, v)) for y in (want, have)]
-    assert all((a - b).abs().max() < 1e-5 for a, b in zip(*gradients, strict=True))
-
-
-def test_bfloat16_on_a_cpu_is_near_float32() -> None:
-    want = attend(*qkv(torch.float32), None)
-    have = attend(*qkv(torch.bfloat16), None)
-    assert have.dtype == torch.bfloat16
-    assert (want - have.float()).abs().max() < 0.05
-
-
-def test_mask_is_causal_inside_documents_and_never_empty() -> None:
-    documents = torch.tensor([[0, 0, 1, 1, 1, PADDING, PADDING]])
-    mask = document_mask(documents)[0, 0]
-    want = torch.zeros(7, 7, dtype=torch.bool)
-    for first, last in ((0, 2), (2, 5), (5, 7)):
-        want[first:last, first:last] = torch.ones(last - first, last - first).tril().bool()
-    assert torch.equal(mask, want)
+from model.transformer.attention import HeadNorm, rotary_table, rotate
 
 
 def test_rotation_keeps_norms_and_depends_on_distance_only() -> None:

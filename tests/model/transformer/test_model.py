@@ -1,16 +1,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from infra.errors import StoreError
+from infra.errors import ResourceError, StoreError
+from infra.settings import ActivationCheckpointing, AttentionBackend
 from infra.storage import Storage
-from model.transformer.attention import PADDING, KVCache
+from model.transformer.attention import KVCache
+from model.transformer.backends import PADDING
 from model.transformer.config import TransformerConfig
-from model.transformer.load import CONFIG, WEIGHTS, load_transformer, save_transformer
+from model.transformer.load import CONFIG, load_transformer, save_transformer
 from model.transformer.model import Transformer
+from model.transformer.tensors import WEIGHTS
 
 CONFIGS = {
     "pre": TransformerConfig(dim=32, layers=2, heads=4, ffn=48),
@@ -129,15 +134,66 @@ def test_dropout_only_in_training_and_as_configured() -> None:
     assert torch.equal(m(x), m(x))
 
 
-def test_activation_checkpointing_changes_no_bit_of_the_gradients() -> None:
-    gradients = []
-    for recompute in (False, True):
-        m = model().train()
-        m.activation_checkpointing = recompute
-        torch.manual_seed(5)  # dropout must repeat in the recomputation
-        m.loss(m(tokens(2, 8)), tokens(2, 8, 1), 1e-5).total.backward()
-        gradients.append([p.grad for p in m.parameters()])
-    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+def step(m: Transformer) -> list[torch.Tensor]:
+    """The gradients of one step over packed documents, with dropout."""
+    documents = torch.tensor([[0] * 3 + [1] * 5, [0] * 6 + [PADDING] * 2])
+    torch.manual_seed(5)  # dropout must repeat in the recomputation
+    m.loss(m(tokens(2, 8), documents), tokens(2, 8, 1), 1e-5).total.backward()
+    return [p.grad for p in m.parameters() if p.grad is not None]
+
+
+class Counted(TorchDispatchMode):
+    """Counts operators by name, and in ``backward`` those of the backward pass alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: dict[str, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counts[func.name()] = self.counts.get(func.name(), 0) + 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("backend", ["sdpa", "reference"])
+def test_activation_checkpointing_changes_no_bit_of_the_gradients(name: str, backend: AttentionBackend) -> None:
+    counted = {}
+    gradients = {}
+    kinds: tuple[ActivationCheckpointing, ...] = ("none", "selective", "full")
+    for kind in kinds:
+        with Counted() as counter:
+            gradients[kind] = step(model(name).train().run_with(backend, kind))
+        counted[kind] = counter.counts
+    for kind in ("selective", "full"):
+        assert all(torch.equal(a, b) for a, b in zip(gradients["none"], gradients[kind], strict=True))
+    # Products are not computed again under selective, the norms and the activation are; under full all are.
+    assert counted["none"]["aten::mm"] == counted["selective"]["aten::mm"] < counted["full"]["aten::mm"]
+    assert counted["none"]["aten::silu"] < counted["selective"]["aten::silu"] == counted["full"]["aten::silu"]
+    if backend == "sdpa":
+        flash = "aten::_scaled_dot_product_flash_attention_for_cpu"
+        assert counted["none"][flash] == counted["selective"][flash] < counted["full"][flash]
+    else:
+        assert counted["none"]["aten::bmm"] < counted["selective"]["aten::bmm"]
+
+
+@pytest.mark.timeout(900)  # a C++ compiler's minute, and machines may be busy
+@pytest.mark.parametrize("kind", ["none", "selective"])
+def test_compiled_layers_train_the_same(kind: ActivationCheckpointing) -> None:
+    want = step(model().with_dropout(0.0).train())
+    have = step(model().with_dropout(0.0).train().run_with("auto", kind, compile=True))
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in zip(want, have, strict=True))
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler -O2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ResourceError, match=r"no 'no-such-compiler -O2'.*resources\.compile: false"):
+        model().run_with(compile=True)
+
+
+def test_a_backend_that_is_not_here_is_refused_at_the_first_forward() -> None:
+    with pytest.raises(ResourceError, match="attention_backend: varlen does not work here"):
+        model().run_with("varlen")(tokens(1, 5))
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_does_not() -> None:
@@ -153,7 +209,7 @@ def test_store_round_trip_and_its_errors(tmp_path: Path) -> None:
     assert not back.training
     assert back.config == m.config
     assert torch.equal(back(tokens(1, 5)), m(tokens(1, 5)))
-    save_transformer(store, m.config.model_copy(update={"layers": 3}), V, m.state_dict())
+    store.put(CONFIG, store.get(CONFIG).replace(b'"layers": 2', b'"layers": 3'))
     with pytest.raises(StoreError, match=r"layers\.2\.attention.* is missing"):
         load_transformer(store)
     store.put(CONFIG, b'{"format": "calumma-transformer", "version": 9}')
