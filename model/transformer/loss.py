@@ -19,6 +19,9 @@ IGNORE = -100
 CHUNK_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 27}
 """Logits computed at once: 2 MB on a CPU, which stays in its cache; half a gigabyte on a GPU."""
 
+LARGE_WEIGHT, LEAST_ROWS = 1 << 22, 256
+"""An output matrix of more elements is in no CPU's cache and read again for every chunk, which then has so many rows."""
+
 
 class TokenLoss(NamedTuple):
     """The loss of a forward. Only ``total`` carries a gradient; the rest is for accounts, float32, detached."""
@@ -72,7 +75,8 @@ class _ChunkedLoss(torch.autograd.Function):
         wanted: bool,
     ) -> tuple[Tensor, Tensor, Tensor]:
         n, v = len(labels_N), len(weight_VD)
-        rows = max(16, CHUNK_ELEMENTS.get(hidden_ND.device.type, 1 << 19) // v)
+        least = LEAST_ROWS if weight_VD.numel() > LARGE_WEIGHT else 16
+        rows = max(least, CHUNK_ELEMENTS.get(hidden_ND.device.type, 1 << 19) // v)
         nll_N = hidden_ND.new_empty(n, dtype=torch.float32)
         log_z_N = torch.empty_like(nll_N)
         d_hidden = torch.empty_like(hidden_ND) if wanted else None

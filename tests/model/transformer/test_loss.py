@@ -27,9 +27,10 @@ def plain(
     chunk=st.integers(1, 1000),
     seed=st.integers(0, 99),
     weighted=st.booleans(),
+    large=st.booleans(),
 )
 def test_equals_plain_cross_entropy_and_its_gradients(
-    b: int, t: int, v: int, z: float, chunk: int, seed: int, weighted: bool
+    b: int, t: int, v: int, z: float, chunk: int, seed: int, weighted: bool, large: bool
 ) -> None:
     g = torch.Generator().manual_seed(seed)
     hidden = torch.randn(b, t, 8, generator=g, dtype=torch.float32, requires_grad=True)
@@ -39,6 +40,8 @@ def test_equals_plain_cross_entropy_and_its_gradients(
     weights = torch.rand(b, t, generator=g) if weighted else None
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(module.CHUNK_ELEMENTS, "cpu", chunk)
+        patch.setattr(module, "LARGE_WEIGHT", 0 if large else 1 << 22)
+        patch.setattr(module, "LEAST_ROWS", 7)
         have = token_loss(hidden, weight, labels, z, weights)
     want = plain(hidden, weight, labels, z, weights)
     assert have.total.item() == pytest.approx(want.item(), rel=1e-4, abs=1e-4)
