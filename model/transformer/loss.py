@@ -20,7 +20,7 @@ CHUNK_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 27}
 """Logits computed at once: 2 MB on a CPU, which stays in its cache; half a gigabyte on a GPU."""
 
 LARGE_WEIGHT, LEAST_ROWS = 1 << 22, 256
-"""An output matrix of more elements is in no CPU's cache and read again for every chunk, which then has so many rows."""
+"""An output matrix of more elements is in no CPU's cache and read again for each chunk, which then has so many rows."""
 
 
 class TokenLoss(NamedTuple):
@@ -111,5 +111,5 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d_total: Tensor, *_: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
-        d_hidden, d_weight = ctx.saved_tensors
-        return d_hidden * d_total.to(d_hidden.dtype), d_weight * d_total.to(d_weight.dtype), None, None, None, None
+        d_hidden, d_weight = ctx.saved_tensors  # scaled in place: they are large; autograd refuses a second backward
+        return d_hidden.mul_(d_total), d_weight.mul_(d_total), None, None, None, None
