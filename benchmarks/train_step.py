@@ -1,0 +1,179 @@
+"""Training tokens a second beside ``transformers``' Chameleon: packed documents against padded ones, and a dense batch.
+
+    python -m benchmarks.train_step [--json] [--threads 2] [--rounds 3]
+
+Both sides have the same weights, dtype, threads, labels, AdamW and clipping, run eagerly, and agree in their losses
+before anything is timed; ``trainers.py`` says what they are. They take turns, and each round begins with the next.
+
+- ``useful_tokens_ratio``: the documents of a batch of packed sequences, real lengths of captions with pictures, texts,
+  programs and illustrated pages in the paper's proportions (``packing.py``), drawn at random from a packed window. Ours
+  trains on the sequences; the peer on the same documents, ``--rows`` at a time, each padded to the longest of its
+  batch, so that its batches have at most as many tokens as ours. One optimizer step each. Useful tokens are those with
+  a label, the same on both sides. ``useful_tokens_ratio_sorted``: the peer's documents sorted by length first.
+- ``useful_share_N``: of 4,000 such documents in batches of N rows, how much is not padding.
+- ``dense_ratio``: rows of one document each, nothing padded; both sides get the same tensors.
+
+bf16 is measured where the processor multiplies it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.common import emit, machine_line, median, speed_ratio, timed
+from benchmarks.packing import V, draw, ids_of, real_shapes, shares
+from benchmarks.trainers import Ids, Micro, Ours, Peer, labels_of, mean_nll, optimizer_of, packed, padded, step
+from infra.settings import ResourcesConfig
+from model.training.optimizer import use_bf16
+from model.transformer.config import TransformerConfig
+from model.transformer.model import Transformer
+from tasks.mix.bestfit import best_fit
+
+AGREE = 1e-3
+"""Nats by which the two losses may differ in float32; in bf16 twenty times that."""
+WINDOW = 4000
+"""Documents packed together, of which a batch is a few sequences."""
+SHARES_OF = (2, 4, 8, 16)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dim", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--length", type=int, default=4096, help="tokens of a packed sequence")
+    parser.add_argument("--rows", type=int, default=4, help="sequences of a packed batch, documents of a padded one")
+    parser.add_argument("--dense", type=int, nargs=2, default=(2, 2048), metavar=("ROWS", "LENGTH"))
+    parser.add_argument("--vocabulary", type=int, default=65536, help="of the dense batch's model")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", choices=("packed", "dense"))
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    print(machine_line("transformers"), f"\n{args.threads} thread(s)")
+    bf16 = use_bf16(ResourcesConfig())
+    figures: dict[str, Any] = {"threads": args.threads, "bf16_measured": bf16}
+    pieces = real_pieces(args.length) if args.only != "dense" else []
+    for dtype in (torch.float32, torch.bfloat16) if bf16 else (torch.float32,):
+        suffix = "" if dtype == torch.float32 else "_bf16"
+        if args.only != "dense":
+            figures |= {name + suffix: value for name, value in packed_figures(args, pieces, dtype).items()}
+        if args.only != "packed":
+            figures |= {name + suffix: value for name, value in dense_figures(args, dtype).items()}
+    if not bf16:
+        print("bf16: NOT measured. This processor has no instructions for it, and torch's emulation says nothing.")
+    emit(figures, args.json)
+
+
+def real_pieces(length: int) -> list[Ids]:
+    """Documents in the paper's proportions, of real lengths, those longer than a sequence cut into pieces."""
+    rng = np.random.default_rng(0)
+    found: list[Ids] = []
+    shapes = real_shapes()
+    mean = sum(share / np.mean([s.tokens for s in shapes[name]]) for name, share in shares().items())
+    for name, share in shares().items():
+        for shape in draw(shapes[name], WINDOW / mean * share, rng):
+            ids = ids_of(shape, rng)
+            found += [ids[at : at + length] for at in range(0, len(ids), length) if at + 1 < len(ids)]
+    rng.shuffle(found)  # type: ignore[arg-type]  # a list of arrays is shuffled as any list
+    return found
+
+
+def packed_figures(args: argparse.Namespace, pieces: Sequence[Ids], dtype: torch.dtype) -> dict[str, Any]:
+    """Packed against padded, and what padding there is in longer batches than can be trained on here."""
+    sizes = np.array([len(ids) for ids in pieces])
+    figures: dict[str, Any] = {"documents_mean_tokens": float(sizes.mean())}
+    for rows in SHARES_OF:
+        batches = sizes[: len(sizes) // rows * rows].reshape(-1, rows)
+        figures[f"useful_share_{rows}"] = float(sizes[: batches.size].sum() / (batches.max(1) * rows).sum())
+    ours, peer = contenders(args.dim, args.layers, V.size, dtype)
+    rows = packed_rows(pieces, args.length, args.rows)
+    documents = [ids for row in rows for ids in row]
+    np.random.default_rng(1).shuffle(documents)  # type: ignore[arg-type]  # as above
+    batches = {
+        "ours": [packed(rows, args.length, V)],
+        "padded": [padded(some) for some in groups(documents, args.rows)],
+        "sorted": [padded(some) for some in groups(sorted(documents, key=len), args.rows)],
+    }
+    useful = {name: labels_of(micros) for name, micros in batches.items()}
+    assert len(set(useful.values())) == 1, useful
+    agree(
+        {"ours": mean_nll(ours, batches["ours"])} | {n: mean_nll(peer, batches[n]) for n in ("padded", "sorted")}, dtype
+    )
+    seconds = race({name: (ours if name == "ours" else peer, micros) for name, micros in batches.items()}, args.rounds)
+    figures |= {
+        "useful_tokens_ratio": speed_ratio(seconds["padded"], seconds["ours"]),
+        "useful_tokens_ratio_sorted": speed_ratio(seconds["sorted"], seconds["ours"]),
+        "batch_documents": len(documents),
+        "batch_useful_tokens": useful["ours"],
+    }
+    for name, micros in batches.items():
+        places = sum(micro["tokens"].numel() for micro in micros)
+        figures[f"{name}_useful_tokens_per_second"] = useful[name] / median(seconds[name])
+        figures[f"{name}_batch_useful_share"] = useful[name] / places
+    return figures
+
+
+def dense_figures(args: argparse.Namespace, dtype: torch.dtype) -> dict[str, Any]:
+    """The same tensors for both sides."""
+    ours, peer = contenders(args.dim, args.layers, args.vocabulary, dtype)
+    b, t = args.dense
+    tokens_BT = torch.randint(4, args.vocabulary, (b, t + 1), generator=torch.Generator().manual_seed(0))
+    micros: list[Micro] = [{"tokens": tokens_BT[:, :-1].contiguous(), "labels": tokens_BT[:, 1:].contiguous()}]
+    agree({"ours": mean_nll(ours, micros), "theirs": mean_nll(peer, micros)}, dtype)
+    seconds = race({"ours": (ours, micros), "peer": (peer, micros)}, args.rounds)
+    return {
+        "dense_ratio": speed_ratio(seconds["peer"], seconds["ours"]),
+        "dense_ours_tokens_per_second": b * t / median(seconds["ours"]),
+        "dense_peer_tokens_per_second": b * t / median(seconds["peer"]),
+    }
+
+
+def contenders(dim: int, layers: int, vocabulary: int, dtype: torch.dtype) -> tuple[Ours, Peer]:
+    """Both sides with the same random weights; heads of 64 channels, no dropout."""
+    config = TransformerConfig(dim=dim, layers=layers, heads=max(1, dim // 64), dropout=0)
+    model = Transformer(config, vocabulary).initialise(0).to(dtype)
+    print(f"\n{model.parameter_count() / 1e6:.1f} M parameters, vocabulary {vocabulary:,}, {dtype}", flush=True)
+    return Ours(model), Peer(model)
+
+
+def packed_rows(pieces: Sequence[Ids], length: int, count: int) -> list[list[Ids]]:
+    """``count`` sequences, drawn at random from those that best fit makes of the window."""
+    sequence_N, offset_N, opened = best_fit(np.array([len(ids) for ids in pieces], np.int64), length)
+    chosen = np.random.default_rng(2).choice(opened, min(count, opened), replace=False)
+    return [[pieces[n] for n in sorted(np.flatnonzero(sequence_N == s), key=offset_N.__getitem__)] for s in chosen]
+
+
+def groups(documents: Sequence[Ids], rows: int) -> list[Sequence[Ids]]:
+    """Batches of so many documents; the last may be smaller."""
+    return [documents[at : at + rows] for at in range(0, len(documents), rows)]
+
+
+def agree(losses: dict[str, float], dtype: torch.dtype) -> None:
+    """Stops unless the sides compute the same."""
+    print("losses before training: " + ", ".join(f"{name} {loss:.5f}" for name, loss in losses.items()), flush=True)
+    if not max(losses.values()) - min(losses.values()) <= AGREE * (1 if dtype == torch.float32 else 20):
+        raise SystemExit(f"the sides disagree, so that timing them would say nothing: {losses}")
+
+
+def race(sides: dict[str, tuple[Ours | Peer, Sequence[Micro]]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of optimizer steps, in turns."""
+    optimizers = {id(side): optimizer_of(side) for side, _ in sides.values()}
+
+    def run(side: Ours | Peer, micros: Sequence[Micro]) -> None:
+        step(side, optimizers[id(side)], micros)
+
+    seconds = timed({name: (lambda pair=pair: run(*pair)) for name, pair in sides.items()}, rounds)
+    for name, taken in seconds.items():
+        print(f"{name:8} " + ", ".join(f"{s:.2f} s" for s in taken), flush=True)
+    return seconds
+
+
+if __name__ == "__main__":
+    main()
