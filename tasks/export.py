@@ -1,7 +1,8 @@
 """Step ``export``: the fine-tuned model as a folder that ``transformers`` loads, checked by loading it.
 
-Output: ``transformers/`` with configuration, weights (the image tokenizer's encoder among them), tokenizer, generation
-settings and processor. The step fails unless ``transformers`` computes the same hidden states and, through ``lm_head``,
+Output: ``transformers/`` with configuration, weights (the image tokenizer's encoder among them; in shards where they
+are large), tokenizer, generation settings and processor; with ``export.original`` also ``original/``, the transformer
+in the original layout. The step fails unless ``transformers`` computes the same hidden states and, through ``lm_head``,
 the same logits within 1e-4 in float32. Its ``.logits`` cannot be compared: they hide all image codes.
 
 Three lines in a notebook::
@@ -17,32 +18,31 @@ That processor is ours, a file of the folder that keeps a user's text text. With
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from infra.errors import StepFailed
-from infra.store.commit import entry
+from infra.storage import Storage
+from infra.store.commit import entry_of_file
 from model.image_tokenizer.config import ImageTokenizerConfig
 from model.image_tokenizer.convert import to_transformers as image_to_transformers
-from model.image_tokenizer.load import ImageTokenizer
 from model.processor import interleave
 from model.text_tokenizer.convert import hf_token, hf_tokenizer_files, image_placeholder
+from model.transformer.config import TransformerConfig
 from model.transformer.convert import to_transformers, transformers_config
-from model.transformer.load import load_transformer
-from model.transformer.model import Transformer
+from model.transformer.load import meta_transformer, open_weights, read_config
+from model.transformer.original import save_original
+from model.transformer.tensors import SHARD_BYTES, LazyTensors, save_tensors
 from model.vocabulary import BOS, EOS, PAD, UNK, Vocabulary
 from tasks.artifacts import Tokenizers, load_tokenizers
 from tasks.context import StepContext
+from tasks.export_check import check_export, check_original
 
-FOLDER = "transformers"
-TOLERANCE = 1e-4
-"""Largest difference of a hidden state or logit, float32."""
+FOLDER, ORIGINAL = "transformers", "original"
 VQ_PREFIX = "model.vqmodel."
 PROCESSOR = Path(interleave.__file__).with_name("processing_calumma.py")
 """Exported with ``interleave.py``, which it imports, so that users need no Calumma for it."""
@@ -50,27 +50,50 @@ PROCESSOR = Path(interleave.__file__).with_name("processing_calumma.py")
 
 def run(context: StepContext) -> None:
     """Exports, checks and commits the step."""
-    tokenizers, store = load_tokenizers(context.store), context.store()
-    transformer = load_transformer(context.store("finetune"))
-    length = context.recipe.mix.sequence_length
-    files = export_files(transformer, tokenizers, length)
-    facts = check_export(files, transformer, tokenizers, length)
-    store.need(sum(map(len, files.values())), "the exported model")
-    for name, data in sorted(files.items()):
-        store.put(f"{FOLDER}/{name}", data)
-    context.finish(files=[entry(f"{FOLDER}/{name}", files[name]) for name in sorted(files)], facts=facts)
+    recipe, tokenizers, store = context.recipe, load_tokenizers(context.store), context.store()
+    finetuned, length = context.store("finetune"), context.recipe.mix.sequence_length
+    config, size = read_config(finetuned)
+    copies = 2 if recipe.export.original else 1
+    store.need(config.parameters(size) * 4 * copies, "the exported model")
+    with open_weights(finetuned) as weights:
+        folder = store.sub(FOLDER)
+        names = export_folder(folder, config, weights, tokenizers, length, int(recipe.export.max_shard_gb * 1e9))
+        files = [f"{FOLDER}/{name}" for name in names]
+        if recipe.export.original:
+            saved = save_original(store.sub(ORIGINAL), config, size, weights)
+            files += [f"{ORIGINAL}/{name}" for name in saved]
+    facts = {"folder": FOLDER, **check_export(folder, finetuned, tokenizers, length)}
+    if recipe.export.original:
+        check_original(store.sub(ORIGINAL), finetuned)
+        facts["original"] = ORIGINAL
+    context.finish(files=[entry_of_file(store, name) for name in sorted(files)], facts=facts)
 
 
-def export_files(transformer: Transformer, tokenizers: Tokenizers, length: int) -> dict[str, bytes]:
-    """The folder's files by name; ``length`` is the longest context in positions."""
-    from safetensors.torch import save
+def export_folder(
+    store: Storage,
+    config: TransformerConfig,
+    weights: Mapping[str, Tensor],
+    tokenizers: Tokenizers,
+    length: int,
+    shard_bytes: int = SHARD_BYTES,
+) -> list[str]:
+    """Writes the folder that ``transformers`` loads; the names of its files.
 
+    Args:
+        weights: Ours, asked for one by one: of a lazy mapping one shard at a time is in memory.
+        length: The longest context in positions.
+    """
     vocabulary, image = tokenizers.vocabulary, tokenizers.image
-    weights = {name: w.float() for name, w in to_transformers(transformer.state_dict(), transformer.config).items()}
+    theirs = to_transformers(weights, config)
+    shapes = {name: tuple(w.shape) for name, w in to_transformers(_meta(config, vocabulary.size), config).items()}
     vq_config, encoder = image_to_transformers(image.config, image.model.state_dict())
-    weights |= {VQ_PREFIX + name: w.float().contiguous() for name, w in encoder.items()}
+    vq = {VQ_PREFIX + name: w for name, w in encoder.items()}
+    tensors = LazyTensors(
+        {name: partial(theirs.__getitem__, name) for name in shapes} | {n: partial(vq.__getitem__, n) for n in vq}
+    )
+    shapes |= {name: tuple(w.shape) for name, w in vq.items()}
     documents = {
-        "config.json": model_config(transformer, vocabulary, vq_config, length),
+        "config.json": model_config(config, vocabulary, vq_config, length),
         "generation_config.json": generation_config(vocabulary, length),
         "preprocessor_config.json": image_processor_config(image.config),
         "processor_config.json": processor_config(vocabulary, image.config),
@@ -79,19 +102,21 @@ def export_files(transformer: Transformer, tokenizers: Tokenizers, length: int) 
         name: (json.dumps(content, indent=1, sort_keys=True) + "\n").encode() for name, content in documents.items()
     }
     files |= {file.name: file.read_bytes() for file in (PROCESSOR, Path(interleave.__file__))}
-    files["model.safetensors"] = save({k: weights[k] for k in sorted(weights)}, metadata={"format": "pt"})
-    return files | hf_tokenizer_files(tokenizers.text)
+    files |= hf_tokenizer_files(tokenizers.text)
+    for name, data in files.items():
+        store.put(name, data)
+    return [*files, *save_tensors(store, tensors, shapes, torch.float32, shard_bytes)]
 
 
 def model_config(
-    transformer: Transformer, vocabulary: Vocabulary, vq_config: dict[str, Any], length: int
+    config: TransformerConfig, vocabulary: Vocabulary, vq_config: dict[str, Any], length: int
 ) -> dict[str, Any]:
     """The content of ``config.json``."""
     return {
         "architectures": ["ChameleonForConditionalGeneration"],
         "model_type": "chameleon",
         "dtype": "float32",
-        **transformers_config(transformer.config, transformer.vocabulary_size),
+        **transformers_config(config, vocabulary.size),
         "max_position_embeddings": length,
         # Their configuration defaults to 1 for <s>; in this vocabulary, as in the released tokenizer, it is 0.
         "bos_token_id": BOS,
@@ -147,77 +172,5 @@ def processor_config(vocabulary: Vocabulary, image: ImageTokenizerConfig) -> dic
     }
 
 
-@torch.inference_mode()
-def check_export(
-    files: dict[str, bytes], transformer: Transformer, tokenizers: Tokenizers, length: int
-) -> dict[str, Any]:
-    """Loads the files with ``transformers`` and compares; the facts that the report shows.
-
-    Raises:
-        StepFailed: hidden states or logits differ by more than the tolerance, or its tokenizer gives other ids.
-    """
-    from transformers import AutoTokenizer, ChameleonForConditionalGeneration
-
-    from model.processor.processing_calumma import CalummaProcessor
-
-    vocabulary = tokenizers.vocabulary
-    with _folder(files) as folder:
-        theirs = ChameleonForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        processor = CalummaProcessor.from_pretrained(folder)
-    generator = torch.Generator().manual_seed(0)
-    tokens = torch.randint(0, vocabulary.size, (2, min(length, 256)), generator=generator)
-    ours = transformer.float()
-    mine, other = ours(tokens), theirs.model(input_ids=tokens)[0]
-    hidden = float((mine - other).abs().max())
-    logits = float((ours.logits(mine) - theirs.lm_head(other)).abs().max())
-    if not max(hidden, logits) <= TOLERANCE:
-        raise StepFailed(
-            f"export: transformers' hidden states differ from ours by {hidden:.2e} and its logits by {logits:.2e}; at "
-            f"most {TOLERANCE:g} was expected. This is a fault in model/transformer/convert.py; nothing was committed."
-        )
-    text = "What is this? A red apple, 42 <racm3:break>"
-    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    if ids != tokenizers.text.encode(text):
-        raise StepFailed(
-            "export: transformers' tokenizer gives other ids. This is a fault in model/text_tokenizer/convert.py"
-        )
-    document = [text, [vocabulary.image_codes - 1] * tokenizers.codes_per_image, "<image>"]
-    if processor([document])["input_ids"] != tokenizers.interleaver().documents([document]).ids:
-        raise StepFailed("export: the exported processor gives other ids. This is a fault in model/processor")
-    prompt = torch.tensor([[BOS, *tokenizers.text.encode("A red")]])
-    written = theirs.generate(prompt, do_sample=False, max_new_tokens=16, max_length=None)[
-        0, prompt.shape[1] :
-    ].tolist()
-    return {
-        "folder": FOLDER,
-        "max_abs_diff_hidden": hidden,
-        "max_abs_diff_logits": logits,
-        "max_abs_diff": max(hidden, logits),
-        "positions_compared": tokens.numel(),
-        "equal_codes": equal_codes(theirs, tokenizers.image),
-        "generated": {"prompt": "A red", "text": tokenizers.text.decode(written)},
-        "bytes": sum(map(len, files.values())),
-    }
-
-
-def equal_codes(theirs: Any, image: ImageTokenizer) -> float:
-    """Share of codes of random pictures in which their image tokenizer and ours agree."""
-    side = image.config.resolution
-    # Smooth pictures: noise would put every latent between two codes.
-    small = torch.rand(8, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    pictures_BCHW = torch.nn.functional.interpolate(small * 255, side, mode="bilinear").to(torch.uint8)
-    codes_BN = theirs.model.vqmodel.encode(pictures_BCHW.float() / 127.5 - 1).image_tokens.view(8, -1)
-    return float((codes_BN == image.encode(pictures_BCHW)).float().mean())
-
-
-@contextmanager
-def _folder(files: dict[str, bytes]) -> Iterator[Path]:
-    """The files in a temporary folder, as ``from_pretrained`` wants them."""
-    folder = Path(tempfile.mkdtemp(prefix="calumma-export-"))
-    try:
-        for name, data in files.items():
-            (folder / name).write_bytes(data)
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+def _meta(config: TransformerConfig, size: int) -> dict[str, Tensor]:
+    return meta_transformer(config, size).state_dict()

@@ -19,12 +19,12 @@ from tasks.recipe import Recipe
 from tasks.scan.inputs import file_bytes, identities
 from tasks.sources import open_source
 from tasks.steps import BY_NAME, STEPS, Step
-from tasks.train.foreign import import_files
+from tasks.train.foreign import import_files, import_model_files
 from tasks.train.weights import weights_digests
 
 REMOVAL = "removal"
 IMPORTED = "text_tokenizer.file"
-IMPORT = "image_tokenizer_import"
+IMPORT, MODEL_IMPORT = "image_tokenizer_import", "model_import"
 UNHASHED: dict[str, set[str]] = {"select": {"memory_mb"}, "text_tokenizer": {"file", "code"}}
 """Keys of a section that decide how it is worked, not what comes out, and names of files, whose content counts."""
 
@@ -59,6 +59,8 @@ def ingredients(recipe: Recipe, workdir: Storage | None = None) -> dict[str, dic
                 content[IMPORT] = import_files(recipe.image_tokenizer_import, recipe.folder).digest()
             else:
                 content |= weights_digests(recipe)
+        if step.name == "pretrain" and recipe.model_import.path is not None:
+            content[MODEL_IMPORT] = import_model_files(recipe.model_import, recipe.folder).digest()
         if step.name == "report" and recipe.text_tokenizer.code:
             content["text_tokenizer.code"] = sorted(recipe.text_tokenizer.code)
         content["inputs"] = {name: fingerprint_of(found[name]) for name in step.inputs}
@@ -91,11 +93,19 @@ def imported_weights_fingerprint(recipe: Recipe, inputs: Mapping[str, str], dige
     return fingerprint_of(_own_content(recipe, BY_NAME["image-tokenizer"]) | content)
 
 
+def imported_model_fingerprint(recipe: Recipe, inputs: Mapping[str, str], digest: Mapping[str, str]) -> str:
+    """The fingerprint of ``pretrain`` where it starts from files of that digest, read from these inputs."""
+    content = {MODEL_IMPORT: dict(digest), "inputs": dict(inputs)}
+    return fingerprint_of(_own_content(recipe, BY_NAME["pretrain"]) | content)
+
+
 def _own_content(recipe: Recipe, step: Step) -> dict[str, Any]:
     """What a step's own version and sections give to its fingerprint."""
-    left_out = {REMOVAL, IMPORT}  # which count by what their files say
+    left_out = {REMOVAL, IMPORT, MODEL_IMPORT}  # which count by what their files say
     if recipe.image_tokenizer_import.file is not None:
         left_out.add("image_tokenizer_training")
+    if recipe.model_import.path is not None and not recipe.model_import.train:
+        left_out.add("pretrain")
     sections = (s for s in step.sections if s not in left_out)
     return {"step": step.name, "version": step.version} | {
         section: _plain(getattr(recipe, section), UNHASHED.get(section)) for section in sections

@@ -22,14 +22,14 @@ from model.generation.config import GenerationConfig
 from model.image_tokenizer.config import ImageTokenizerConfig, ImageTokenizerTraining
 from model.text_tokenizer.config import TextTokenizerConfig
 from model.training.config import FinetuneConfig, PretrainConfig
-from model.transformer.config import TransformerConfig
+from model.transformer.config import ExportConfig, TransformerConfig
 from model.vocabulary import Vocabulary
 from tasks.documents.config import RemovalConfig
 from tasks.encode.config import EncodeConfig, PicturesConfig
 from tasks.mix.config import FinetuneMixConfig, MixConfig
 from tasks.scan.config import ScanConfig, SelectConfig
 from tasks.sources.config import SourceConfig
-from tasks.train.config import ImageTokenizerImport
+from tasks.train.config import ImageTokenizerImport, ModelImport
 
 BUILT_IN = Path(__file__).resolve().parent.parent / "recipes"
 
@@ -53,10 +53,12 @@ class Recipe(Config):
     mix: MixConfig
     finetune_mix: FinetuneMixConfig
     model: TransformerConfig = TransformerConfig()
+    model_import: ModelImport = ModelImport()
     pretrain: PretrainConfig = PretrainConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     generation: GenerationConfig = GenerationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    export: ExportConfig = ExportConfig()
     resources: ResourcesConfig = ResourcesConfig()
     folder: str = "."
     """Where relative paths start; set to the recipe file's folder when it is read."""

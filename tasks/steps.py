@@ -75,9 +75,9 @@ STEPS: tuple[Step, ...] = (
     Step(
         "pretrain",
         "tasks.train.pretrain",
-        "trains the transformer over both stages",
+        "trains the transformer over both stages, or imports one",
         ("mix",),
-        ("model", "pretrain", "vocabulary", "seed"),
+        ("model", "model_import", "pretrain", "vocabulary", "seed"),
     ),
     Step(
         "finetune",
@@ -98,7 +98,8 @@ STEPS: tuple[Step, ...] = (
         "tasks.export",
         "writes a folder that transformers loads",
         ("image-tokenizer", "text-tokenizer", "finetune"),
-        ("vocabulary",),
+        ("vocabulary", "export"),
+        version=2,
     ),
     Step(
         "report",

@@ -66,3 +66,12 @@ class TransformerConfig(Config):
         """Training FLOPs a token, forward and backward: 6·(weights in matmuls) + full attention over ``length``."""
         matmul = self.parameters(vocabulary) - vocabulary * self.dim
         return 6 * matmul + 12 * self.layers * self.dim * length
+
+
+class ExportConfig(Config):
+    """How the finished model is written."""
+
+    max_shard_gb: float = Field(default=4, gt=0)
+    """Gigabytes of a file of weights, at most; one that is whole is ``model.safetensors``."""
+    original: bool = False
+    """Write the original layout, too: ``consolidated.pth`` or one file a shard of the QK-norm, and ``params.json``."""

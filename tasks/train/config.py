@@ -20,3 +20,15 @@ class ImageTokenizerImport(Config):
     """Accept weights without a decoder, as ``transformers``' are: pictures can be encoded, and none can be drawn."""
     pictures: int = Field(default=32, ge=0)
     """Held-out pictures whose reconstructions are measured, and training pictures whose codes are counted."""
+
+
+class ModelImport(Config):
+    """A transformer that somebody else trained, as the start of pre-training or in its place."""
+
+    path: str | None = None
+    """A folder of ``transformers`` (a whole Chameleon), of the original layout (``consolidated.pth`` or its shards, and
+    ``params.json``) or of Calumma; relative to the recipe's folder, or on ``s3://``. ``model`` must say what its
+    architecture is, and both tokenizers should be imported with it: its weights mean nothing to others."""
+    train: bool = False
+    """False: the step ``pretrain`` takes the weights as they are, for fine-tuning to start from; true: it goes on from
+    them, over the whole plan and from the schedule's beginning."""

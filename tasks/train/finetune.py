@@ -13,4 +13,4 @@ def run(context: StepContext) -> None:
     """Trains and commits the step."""
     recipe = context.recipe
     model = recipe.model.model_copy(update={"dropout": recipe.finetune.dropout})
-    run_training(context, "finetune", model, recipe.finetune, start="pretrain")
+    run_training(context, "finetune", model, recipe.finetune, context.store("pretrain"))

@@ -26,9 +26,9 @@ def run_training(
     run: Literal["pretrain", "finetune"],
     model: TransformerConfig,
     config: PretrainConfig | FinetuneConfig,
-    start: str | None = None,
+    start: Storage | None = None,
 ) -> None:
-    """Trains on Ray workers and commits the step; ``start`` names the step whose weights it starts from."""
+    """Trains on Ray workers and commits the step; ``start`` is the folder of the weights that it starts from."""
     recipe, store = context.recipe, context.store()
     context.manifest("mix")
     arguments = {
@@ -40,7 +40,7 @@ def run_training(
         "seed": recipe.seed,
         "store": store.root,
         "mix": context.store("mix").root,
-        "start": None if start is None else context.store(start).root,
+        "start": None if start is None else start.root,
         "workdir": context.root,
         "job": context.job,
     }
@@ -68,7 +68,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
     if arguments["start"] is None:
         model = Transformer(model_config, size).initialise(arguments["seed"])
     else:
-        model = load_transformer(Storage(arguments["start"])).with_dropout(model_config.dropout)
+        model = load_transformer(Storage(arguments["start"])).float().with_dropout(model_config.dropout)
     progress = Progress(Storage(arguments["workdir"]), arguments["job"])
     outcome = train(
         Training(
