@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from model.data.batch import make_batch
 from model.transformer import loss as module
 from model.transformer.loss import IGNORE, token_loss
+from model.vocabulary import BOS, EOS, PAD, Vocabulary
 
 
 def plain(
@@ -76,3 +79,71 @@ def test_bfloat16_gradients_are_near_float32_ones() -> None:
         h, w = (x.to(dtype).detach().requires_grad_() for x in (hidden, weight))
         found.append([x.float() for x in torch.autograd.grad(token_loss(h, w, labels, 1e-5).total, (h, w))])
     assert all((a - b).norm() < 0.02 * a.norm() for a, b in zip(*found, strict=True))
+
+
+V = Vocabulary(image_codes=16, text_start=32, size=300)
+
+
+def packed() -> dict[str, torch.Tensor]:
+    """Two documents and padding in a row, as the loader makes them: a picture's tokens and text, all ids different."""
+    tokens = np.array([[BOS, V.boi, 4, 9, 17, V.eoi, 40, 41, EOS, 42, 43, 44, PAD, PAD]], np.uint16)
+    starts = np.zeros(tokens.shape, np.bool_)
+    starts[0, [0, 9, 12]] = True
+    return make_batch(tokens, starts, None, [0], V)
+
+
+def knowing(batch: dict[str, torch.Tensor], ahead: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Hidden states and an output matrix of a model that is sure of the token ``ahead`` positions on."""
+    hidden = torch.nn.functional.one_hot(batch["tokens"].roll(-ahead, 1), V.size).float()
+    return hidden, torch.eye(V.size) * 50
+
+
+def test_labels_are_shifted_once() -> None:
+    """A model that knows the next token loses nothing; one that copies its input, or knows the one after, loses all.
+
+    Were labels shifted twice, or not at all, one of the others would be the one without a loss.
+    """
+    batch = packed()
+    found = {n: token_loss(*knowing(batch, n), batch["labels"]) for n in (0, 1, 2)}
+    count = len(found[1].nll_N)
+    assert count == 8 + 2
+    assert found[1].total.item() < 1e-3
+    assert found[0].nll_N.min() > 49
+    assert found[2].nll_N.min() > 49
+
+
+def test_no_document_predicts_the_next() -> None:
+    batch = packed()
+    loss = token_loss(*knowing(batch, 1), batch["labels"])
+    # The last token of the first document, that of the second, and the padding predict nothing.
+    assert loss.index_N.tolist() == [*range(8), 9, 10]
+
+
+def test_by_modality() -> None:
+    """What is counted for pictures are their tokens as labels: begin, codes, end; together it is everything."""
+    batch = packed()
+    hidden = torch.randn(1, 14, 8, generator=torch.Generator().manual_seed(0))
+    weight = torch.randn(V.size, 8, generator=torch.Generator().manual_seed(1))
+    loss = token_loss(hidden, weight, batch["labels"], 0.1)
+    image_N = batch["image"].flatten()[loss.index_N]
+    assert image_N.tolist() == [True] * 5 + [False] * 5
+    logits = (hidden @ weight.T)[0]
+    nll = torch.nn.functional.cross_entropy(logits[:5], batch["tokens"][0, 1:6], reduction="sum")
+    assert float(loss.nll_N[image_N].sum()) == pytest.approx(float(nll), rel=1e-5)
+    both = loss.nll_N.sum() + 0.1 * loss.log_z_N.square().sum()
+    assert float(loss.total) == pytest.approx(float(both), rel=1e-5)
+
+
+def test_z_is_of_the_whole_vocabulary_and_only_where_a_label_counts() -> None:
+    """Ids that are never a label, reserved ones and pictures' in a text, belong to Z as well."""
+    batch = packed()
+    g = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(1, 14, 8, generator=g), torch.randn(V.size, 8, generator=g)
+    loss = token_loss(hidden, weight, batch["labels"], 1e-5)
+    log_z = (hidden @ weight.T).double().logsumexp(-1).flatten()
+    assert torch.allclose(loss.log_z_N.double(), log_z[loss.index_N], atol=1e-5)
+    elsewhere = hidden.clone()
+    elsewhere[0, 8] = 1e3  # the end of the first document: nothing is predicted there
+    assert torch.equal(token_loss(elsewhere, weight, batch["labels"], 1e-5).total, loss.total)
+    weight[V.size - 1] *= 100  # an id that occurs nowhere
+    assert (token_loss(hidden, weight, batch["labels"]).log_z_N - loss.log_z_N).abs().max() > 1
