@@ -79,7 +79,7 @@ def test_every_zero_stage_and_precision_agrees(
     resources = {
         "zero_stage": stage,
         "precision": precision,
-        "activation_checkpointing": "full" if stage == 2 else "none",
+        "activation_checkpointing": {2: "full", 3: "selective"}.get(stage, "none"),
     }
     ended = ranks(store=store, model={"dropout": 0.0}, resources=resources)[0]
     assert ended.facts["precision"] == precision
