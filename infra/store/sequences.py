@@ -127,12 +127,7 @@ class SequenceReader:
         found = checksum(kinds)
         expected = self._bytes(file, "sums", block * SUM_BYTES, (block + 1) * SUM_BYTES).tobytes()
         if found != expected:
-            name = self._store.url(stem(file))
-            raise StoreError(
-                f"{name}: sequences {first} to {last - 1} of this file do not match their checksum "
-                f"(expected {expected.hex()}, found {found.hex()}). A byte of .u16, .starts, .loss or .sums changed "
-                "after it was written: delete the step's folder and run `mix` again."
-            )
+            raise self._damaged(file, block, expected, found)
 
     def verify_all(self) -> None:
         """Checks every block; StoreError at the first that is damaged."""
@@ -200,11 +195,11 @@ class SequenceReader:
                 for kind, size in self.info.row_bytes.items()
             ]
             expected = self._sums(file)[block * SUM_BYTES : (block + 1) * SUM_BYTES]
-            if not self._verify or checksum(kinds) == expected:
+            if not self._verify or (own := checksum(kinds)) == expected:
                 break
-            self._sums.cache_clear()  # damaged on the way, or where it lies? Reading it once more tells
             if attempt == 2:
-                self.verify_block(file, block)
+                raise self._damaged(file, block, expected, own)
+            self._sums.cache_clear()  # damaged on the way, or where it lies? Reading it once more tells
         found = np.concatenate(kinds, axis=1)
         if self._cache is not None:
             self._cache.put(self._key(file, block), found)
@@ -235,6 +230,14 @@ class SequenceReader:
     @property
     def _row_size(self) -> int:
         return sum(self.info.row_bytes.values())
+
+    def _damaged(self, file: int, block: int, expected: bytes, found: bytes) -> StoreError:
+        first, last = self._rows_of(file, block)
+        return StoreError(
+            f"{self._store.url(stem(file))}: sequences {first} to {last - 1} of this file do not match their checksum "
+            f"(expected {expected.hex()}, found {found.hex()}). A byte of .u16, .starts, .loss or .sums changed "
+            "after it was written: delete the step's folder and run `mix` again."
+        )
 
     def _rows_of(self, file: int, block: int) -> tuple[int, int]:
         return block * BLOCK, min((block + 1) * BLOCK, self.info.rows(file))
