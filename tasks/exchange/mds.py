@@ -36,10 +36,11 @@ class MdsWriter:
         """``columns``: encodings by name: ``str``, ``int32``, ``int64`` or ``ndarray:DTYPE``, also with ``:LENGTH``."""
         self._store, self._limit = store, shard_bytes
         self._columns = dict(sorted(columns.items()))
-        self._about = {
+        self._sizes = [_size(encoding) for encoding in self._columns.values()]
+        self._about: dict[str, Any] = {
             "column_encodings": list(self._columns.values()),
             "column_names": list(self._columns),
-            "column_sizes": [_size(encoding) for encoding in self._columns.values()],
+            "column_sizes": self._sizes,
             "compression": None,
             "format": "mds",
             "hashes": ["sha1"],
@@ -54,7 +55,7 @@ class MdsWriter:
     def write(self, sample: Mapping[str, Any]) -> None:
         """One sample with a value for each column; what lies beyond a shard's limit begins the next."""
         data = [_encode(encoding, sample[name]) for name, encoding in self._columns.items()]
-        sizes = [len(d) for d, fixed in zip(data, self._about["column_sizes"], strict=True) if fixed is None]
+        sizes = [len(d) for d, fixed in zip(data, self._sizes, strict=True) if fixed is None]
         encoded = np.array(sizes, "<u4").tobytes() + b"".join(data)
         if self._samples and 8 + len(self._head) + self._bytes + len(encoded) + 4 > self._limit:
             self._flush()
