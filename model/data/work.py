@@ -33,6 +33,9 @@ class Work:
     """Numbers in the stage's folder, -1 for one that is all padding."""
     consumed: int
     """The run's position once the micro-batch is done: it moves with the last one of a step."""
+    step: int
+    micro: int
+    """Its number in the step, from 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +70,10 @@ class Share:
             sequences_N[: len(mine)] = located_N[at : at + len(mine)]
             at += len(mine)
             after = steps.consumed(step)
-            for row in range(0, rows, self.micro_batch):
+            for micro, row in enumerate(range(0, rows, self.micro_batch)):
                 stop = row + self.micro_batch
-                yield Work(step.stage, sequences_N[row:stop], after if stop == rows else before)
+                consumed = after if stop == rows else before
+                yield Work(step.stage, sequences_N[row:stop], consumed, step.number, micro)
             before = after
 
     def _alike(self, steps: Steps, number: int) -> Iterator[Step]:

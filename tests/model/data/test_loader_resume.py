@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
 from infra.errors import RecipeError, StoreError
 from infra.storage import Storage
@@ -139,8 +140,67 @@ def test_a_state_set_anew_ends_what_is_being_iterated_over(mix_store: Storage) -
     loader.skip(3, 9)
     assert loader.skipped == [(8, 9), (12, 14)]
     loader.delivered(second)
-    with pytest.raises(RuntimeError, match="ends at position 4 came after position 8"):
+    with pytest.raises(RuntimeError, match="micro-batch 0 of step 0, .* came where 0 of step 2 .*position 8"):
         loader.delivered(first)
+
+
+def test_a_micro_batch_that_is_out_of_turn_is_refused_inside_a_step_too(mix_store: Storage) -> None:
+    made = list(SequenceLoader(mix_store, "pretrain", 8, micro_batch=2))
+    assert [(int(m["step"]), int(m["micro"])) for m in made[:6]] == [(0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1)]
+    for delivered in range(8):
+        for wrong in set(range(len(made))) - {delivered, max(0, delivered - 1), delivered // 4 * 4}:
+            loader = SequenceLoader(mix_store, "pretrain", 8, micro_batch=2)
+            for micro in made[:delivered]:
+                loader.delivered(micro)
+                loader.delivered(micro)  # again, as a loop over the loader itself would have it
+            with pytest.raises(RuntimeError, match=rf"micro-batch {wrong % 4} of step .*came where {delivered % 4} of"):
+                loader.delivered(made[wrong])
+            assert loader.consumed == delivered // 4 * 8
+    for micro in [made[4], made[5], *made[4:8]]:  # step 1 begins anew, as where it is iterated over anew
+        loader.delivered(micro)
+    assert loader.consumed == 16
+
+
+def test_a_step_begins_anew_behind_its_first_micro_batch(mix_store: Storage) -> None:
+    for skip in (False, True):
+        loader = SequenceLoader(mix_store, "pretrain", 8, micro_batch=2)
+        next(iter(loader))
+        if skip:
+            loader.skip(20, 24)
+        for micro in islice(DataLoader(loader, batch_size=None), 4):
+            loader.delivered(micro)
+        assert loader.consumed == 8
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_workers_that_persist_begin_where_they_first_began_and_are_refused(mix_store: Storage) -> None:
+    loader = SequenceLoader(mix_store, "pretrain", 8, micro_batch=2)
+    workers = DataLoader(loader, batch_size=None, num_workers=1, persistent_workers=True)
+    for micro in islice(workers, 5):
+        loader.delivered(micro)
+    with pytest.raises(RuntimeError, match="persistent_workers would begin where it first began"):
+        loader.delivered(next(iter(workers)))
+
+
+def test_a_run_of_which_everything_is_skipped_has_no_steps(mix_store: Storage) -> None:
+    loader = SequenceLoader(mix_store, "pretrain", 8, micro_batch=2)
+    loader.skip(0, 36)
+    assert (loader.steps, loader.step, loader.accumulation, list(loader)) == (0, 0, 4, [])
+
+
+def test_refuses_intervals_that_are_none_and_other_epochs(mix_store: Storage) -> None:
+    state = SequenceLoader(mix_store, "pretrain", 8).state_dict()
+    for wrong in ([20, 10], [-20, 10], [4, 4]):
+        with pytest.raises(StoreError, match=r"skipped: .*is no interval; expected 0 <= start < stop"):
+            SequenceLoader(mix_store, "pretrain", 8, state=state | {"skipped": [wrong]})
+    three = SequenceLoader(mix_store, "finetune", 8, epochs=3).state_dict()
+    assert SequenceLoader(mix_store, "finetune", 8, epochs=3, state=three).steps == 6
+    with pytest.raises(StoreError, match="another finetune run of this plan .sequences of epoch-2 9 there, None here"):
+        SequenceLoader(mix_store, "finetune", 8, epochs=2, state=three)
+    with pytest.raises(StoreError, match="no sequences of epoch-3 there, 10 here"):
+        SequenceLoader(mix_store, "finetune", 8, epochs=4, state=three)
+    with pytest.raises(RecipeError, match="epochs: 0; expected at least 1"):
+        SequenceLoader(mix_store, "finetune", 8, epochs=0)
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
