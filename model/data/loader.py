@@ -166,10 +166,11 @@ class SequenceLoader(IterableDataset[Batch]):
         if worker is not None:
             yield from map(self._make, islice(work, worker.id, None, worker.num_workers))
             return
-        for batch in ahead(self._make, work, self.prefetch):
+        for done, batch in ahead(lambda one: (one, self._make(one)), work, self.prefetch):
             if self._steps is not steps:
                 raise RuntimeError("the loader's state was set anew: what is iterated over now must begin anew too")
-            self.delivered(batch)  # before the yield: a checkpoint is taken while we wait in it
+            # Before the yield: a checkpoint is taken while we wait in it. The position moves with a step's end.
+            self._move(done.consumed, done.step, done.micro, done.consumed != self.consumed)
             yield batch
 
     def delivered(self, batch: Batch) -> None:
@@ -192,6 +193,9 @@ class SequenceLoader(IterableDataset[Batch]):
                 "the loader's state was set anew. Begin anew with a new DataLoader: one with persistent_workers would "
                 "begin where it first began."
             )
+        self._move(consumed, step, micro, last)
+
+    def _move(self, consumed: int, step: int, micro: int, last: bool) -> None:
         self.consumed, self._micro, self._last = consumed, 0 if last else micro + 1, (step, micro)
 
     def _make(self, work: Work) -> Batch:

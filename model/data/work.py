@@ -64,8 +64,9 @@ class Share:
         live_N = np.concatenate(live)
         located_N = order.locate(steps.positions(live_N))[1] if live_N.size else live_N
         before = steps.consumed(steps[several[0].number - 1]) if several[0].number else 0
+        ends = (steps.positions([step.stop - 1 for step in several]) + 1).tolist()
         at = 0
-        for step, mine in zip(several, live, strict=True):
+        for step, mine, after in zip(several, live, ends, strict=True):
             sequences_N = np.full(rows, -1, np.int64)
             sequences_N[: len(mine)] = located_N[at : at + len(mine)]
             at += len(mine)
