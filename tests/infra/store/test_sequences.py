@@ -127,9 +127,12 @@ def test_errors_name_the_file_and_the_numbers(tmp_path: Path) -> None:
     store.delete("seq-000000.u16")
     with pytest.raises(StoreError, match="no such file"):
         SequenceReader(store).sequence(0)
-    newer = SequencesInfo(sequences=1, length=1, file_sequences=1, version=2)
+    newer = SequencesInfo(sequences=1, length=1, file_sequences=1, version=3)
     store.put(INFO, newer.dump())
-    with pytest.raises(StoreError, match="version 2"):
+    with pytest.raises(StoreError, match="version 3"):
+        SequenceReader(store)
+    store.put(INFO, newer.model_copy(update={"version": 1}).dump())
+    with pytest.raises(StoreError, match="version 1, of older checksums. Run `mix` again"):
         SequenceReader(store)
     store.put(INFO, b"{}")
     with pytest.raises(StoreError, match="does not describe"):
