@@ -18,7 +18,7 @@ from model.data.order import Integers, Order
 from model.data.steps import Step, Steps
 
 AHEAD = 1024
-"""Sequences whose numbers are computed at once: one alone costs as much as hundreds."""
+"""Of sequences' numbers, one alone costs as much to compute as hundreds."""
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
@@ -45,6 +45,8 @@ class Share:
     rank: int
     world: int
     micro_batch: int
+    ahead: int = AHEAD
+    """Sequences whose numbers are computed at once, about."""
 
     def accumulation(self, batch: int) -> int:
         """Micro-batches that a global batch takes on every rank."""
@@ -78,9 +80,9 @@ class Share:
             before = after
 
     def _alike(self, steps: Steps, number: int) -> Iterator[Step]:
-        """A step and those after it of the same stage and batch, of some ``AHEAD`` sequences of this rank."""
+        """A step and those after it of the same stage and batch, of some ``ahead`` sequences of this rank."""
         first = steps[number]
-        count = max(1, AHEAD * self.world // first.batch)
+        count = max(1, self.ahead * self.world // first.batch)
         for step in map(steps.__getitem__, range(number, min(number + count, len(steps)))):
             if (step.stage, step.batch) != (first.stage, first.batch):
                 return
