@@ -68,8 +68,8 @@ def test_what_is_cached_is_not_asked_for_again(
     assert of_blocks(faulty_s3) == 9
     faulty_s3.reset()
     again = sequence_cache(cache.folder, cache.limit, 24)
-    assert same(batches(remote, cache=again), expected)
-    assert of_blocks(faulty_s3) == 0
+    assert same(batches(remote, cache=again, prefetch=0), expected)
+    assert of_blocks(faulty_s3) == faulty_s3.count("GET", r"seq-\d+\.sums") == 3  # what the blocks are found by
     assert (again.hits, again.misses) == (36, 0)
     assert faulty_s3.count("GET", "list-type") == 0
 
@@ -147,8 +147,8 @@ def test_workers_share_the_cache(
 ) -> None:
     loader = SequenceLoader(remote, "pretrain", 4, micro_batch=2, cache=cache)
     assert same(list(through_workers(loader, workers)), batches(mix_store))
-    first = of_blocks(faulty_s3)
-    assert first >= 9
+    assert of_blocks(faulty_s3) >= 9
+    faulty_s3.reset()
     again = SequenceLoader(remote, "pretrain", 4, micro_batch=2, cache=cache)
     assert same(list(through_workers(again, workers)), batches(mix_store))
-    assert of_blocks(faulty_s3) == first
+    assert of_blocks(faulty_s3) == faulty_s3.count("GET", r"seq-\d+\.sums") <= 3 * workers
