@@ -49,7 +49,7 @@ SPANS = pa.schema(
         pa.field("first_token", pa.int32(), nullable=False),  # of the document; above 0 in pieces after the first
         pa.field("image_tokens", pa.int32(), nullable=False),  # BOI … EOI within the span
     ],
-    metadata={FORMAT_KEY: b"calumma-spans 1"},
+    metadata={FORMAT_KEY: b"calumma-spans 2"},
 )
 
 Tokens = npt.NDArray[np.uint16]

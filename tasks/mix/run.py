@@ -145,7 +145,7 @@ def _put(context: StepContext, plan: Plan, packings: Sequence[Packing]) -> list[
         for packed in (*plan.stages, *plan.finetune)
         for interval in packed.intervals
     ]
-    files["plan.parquet"] = write_table(rows, INTERVALS)
+    files["plan.parquet"] = write_table(rows, INTERVALS, checksums=True)
     files[PICTURE] = bars(plan)
     files[PLAN] = plan.dump()
     for name, data in files.items():
