@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.common import emit, machine_line
-from benchmarks.loader import FULL, LENGTH, plan_of
+from benchmarks.loader_data import FULL, LENGTH, plan_of
 from infra.store.block_cache import BlockCache, block_key
 from infra.store.sequences import BLOCK
 from model.data.order import Order, Permutation
