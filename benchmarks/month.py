@@ -21,6 +21,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -28,10 +29,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.common import emit, machine_line
-from benchmarks.loader import FULL, LENGTH, plan_of
+from benchmarks.loader_data import FULL, LENGTH, plan_of
 from infra.store.block_cache import BlockCache, block_key
 from infra.store.sequences import BLOCK
-from model.data import work
 from model.data.order import Order, Permutation
 from model.data.state import LoaderState
 from model.data.steps import BatchSizes, Steps
@@ -119,26 +119,22 @@ class Ideal:
 
 def whole_batches(order: Order, steps: Steps, number: int) -> Iterator[np.ndarray]:
     """The sequences of every global batch from a step on, by the loader's own code as one rank."""
-    for part in Share(0, 1, SIZES.largest).work(order, steps, number):
+    for part in Share(0, 1, SIZES.largest, ahead=1 << 16).work(order, steps, number):
         yield part.sequences_B[part.sequences_B >= 0]
 
 
 def from_ranks(order: Order, steps: Steps, number: int, world: int) -> np.ndarray:
     """A step put together from the shares of all ranks; row i is rank i mod world's."""
-    rows = [next(rank_step(order, steps, number, rank, world)) for rank in range(world)]
+    rows = [rank_step(order, steps, number, rank, world) for rank in range(world)]
     found = np.stack(rows, axis=1).reshape(-1)
     return found[found >= 0]
 
 
-def rank_step(order: Order, steps: Steps, number: int, rank: int, world: int) -> Iterator[np.ndarray]:
+def rank_step(order: Order, steps: Steps, number: int, rank: int, world: int) -> np.ndarray:
     """One rank's sequences of a step, by the loader's own code."""
-    share = Share(rank, world, 2)
-    count, micros = share.accumulation(steps[number].batch), []
-    for part in share.work(order, steps, number):
-        micros.append(part.sequences_B)
-        if len(micros) == count:
-            yield np.concatenate(micros)
-            return
+    share = Share(rank, world, 2, ahead=1)  # one step is wanted
+    micros = islice(share.work(order, steps, number), share.accumulation(steps[number].batch))
+    return np.concatenate([part.sequences_B for part in micros])
 
 
 def simulate(days: float, seed: int) -> dict[str, Any]:
@@ -151,7 +147,6 @@ def simulate(days: float, seed: int) -> dict[str, Any]:
     counts = dict.fromkeys(("runs", "s3_failures", "steps", "repeated_steps", "rank_checks", "whole_checks"), 0)
     worlds: set[int] = set()
     done = 0
-    work.AHEAD = 1 << 16  # many steps at once: nothing is waited for here
     while now < end:
         world = int(rng.choice(WORLDS))
         lives = rng.exponential(HOURS_BETWEEN_FAILURES * 3600)
@@ -182,7 +177,7 @@ def simulate(days: float, seed: int) -> dict[str, Any]:
             assert digest(from_ranks(order, steps, chosen, world)) == ideal.digests[chosen]
             for chosen in rng.integers(begun, number, 8).tolist():
                 rank = int(rng.integers(world))
-                mine = next(rank_step(order, steps, chosen, rank, world))
+                mine = rank_step(order, steps, chosen, rank, world)
                 batch = next(whole_batches(order, steps, chosen))
                 assert (mine[mine >= 0] == batch[rank::world]).all()
                 counts["rank_checks"] += 1
@@ -222,7 +217,8 @@ def traffic(nodes: int, gigabytes: float, sequences: int) -> dict[str, float]:
     slots = int(gigabytes * 1e9 / (BLOCK_BYTES + 544))
     cache = BlockCache(None, 64 + slots * 41, rows=1, row_bytes=1)
     nothing = np.zeros((1, 1), np.uint8)
-    first, hits = steps.at(400 * SLICE // 2048 * 2048), 0
+    grown, batch = SIZES.phases[-1]
+    first, hits = steps.at(grown + (400 * SLICE - grown) // batch * batch), 0
     for n, block in enumerate(node_blocks(order, steps, first, nodes, sequences)):
         key = block_key(block)
         if cache.row(key, 0, 1) is not None:

@@ -13,13 +13,15 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from infra.errors import StoreError
 from infra.storage import Storage
 from infra.store.commit import PARTS
+from infra.store.documents import DOCUMENTS
 from infra.store.plan import PackedStore, Plan, load_plan
-from infra.store.sequences import INFO, SequencesInfo, stem
+from infra.store.samples import SAMPLES
+from infra.store.sequences import INFO, SPANS, SequencesInfo, stem
+from infra.store.tables import Filters, damaged, read_table
 from model.data.order import Order, Permutation
 from tasks.addresses import Addresses
 
@@ -136,11 +138,11 @@ def trace_sequence(
 
 def _origins(addresses: Addresses, part: str, indexes: list[int]) -> dict[int, dict[str, Any]]:
     """By row of the document store: what the sample store knows of the sample."""
-    ids = _table(addresses.store("tokenize"), f"{PARTS}/{part}.parquet", ["sample_id"])["sample_id"]
+    ids = _table(addresses.store("tokenize"), f"{PARTS}/{part}.parquet", DOCUMENTS, ["sample_id"])["sample_id"]
     by_index = {index: ids[index].as_py() for index in indexes}
     columns = ["sample_id", "key", "file", "row", "licence", "kind"]
-    wanted = [("sample_id", "in", set(by_index.values()))]
-    table = _table(addresses.store("encode"), f"{PARTS}/{part}.parquet", columns, wanted)
+    wanted: Filters = [("sample_id", "in", set(by_index.values()))]
+    table = _table(addresses.store("encode"), f"{PARTS}/{part}.parquet", SAMPLES, columns, wanted)
     by_id = {row["sample_id"]: row for row in table.to_pylist()}
     return {index: by_id[found] for index, found in by_index.items()}
 
@@ -192,16 +194,16 @@ def _info(store: Storage, packed: PackedStore) -> SequencesInfo:
     return SequencesInfo.load(store.get(name), store.url(name))
 
 
-def _spans(store: Storage, packed: PackedStore, file: int, wanted: list[tuple[str, str, Any]]) -> pa.Table:
-    return _table(store, f"{packed.folder}/{stem(file)}.parquet", None, wanted)
+def _spans(store: Storage, packed: PackedStore, file: int, wanted: Filters) -> pa.Table:
+    return _table(store, f"{packed.folder}/{stem(file)}.parquet", SPANS, None, wanted)
 
 
 def _table(
-    store: Storage, name: str, columns: list[str] | None, wanted: list[tuple[str, str, Any]] | None = None
+    store: Storage, name: str, schema: pa.Schema, columns: list[str] | None, wanted: Filters | None = None
 ) -> pa.Table:
     """Some columns and rows of a stored table; StoreError if it is not there or is none."""
     try:
         with store.open(name) as f:
-            return pq.read_table(f, columns=columns, filters=wanted)
-    except (pa.ArrowException, OSError) as e:
-        raise StoreError(f"{store.url(name)}: cannot be read ({e}). Check it: calumma verify") from e
+            return read_table(f, schema, store.url(name), columns, wanted)
+    except OSError as e:
+        raise damaged(store.url(name), e) from e

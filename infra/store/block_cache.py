@@ -19,12 +19,14 @@ import os
 import struct
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import xxhash
 
 from infra.backends.aside import aside_name
 from infra.backends.disk import Disk
@@ -34,7 +36,7 @@ WAYS = 16
 """Slots of a set; more where they do not come out even."""
 DIGEST = 8
 _HEAD = struct.Struct("<16sQQQ24x")  # magic, bytes a slot, rows a slot, slots
-_MAGIC = b"calumma-blocks 1"
+_MAGIC = b"calumma-blocks 2"
 _ENTRY = struct.Struct("<16sQ8x")  # the block's key, zeros for an empty slot; nanoseconds when it was last used
 _EMPTY = bytes(16)
 
@@ -67,6 +69,7 @@ class BlockCache:
         self._ways = self.slots // self._sets
         self._data = _HEAD.size + self.slots * _ENTRY.size
         self._lock = threading.Lock()
+        self._closing: weakref.finalize[[int], BlockCache] | None = None
         self._open()
         self.hits = self.misses = self.damaged = 0
         """Of :meth:`row` in this process; ``damaged`` ones are misses too."""
@@ -151,6 +154,8 @@ class BlockCache:
     def _open(self) -> None:
         self._process = os.getpid()
         self._fd: int | None = None
+        if self._closing is not None:
+            self._closing()  # in a forked process: its parent's, which stays open there
         size = self._data + self.slots * self.slot_bytes
         if self.folder is None:
             self._map = mmap.mmap(-1, size)
@@ -164,6 +169,8 @@ class BlockCache:
                 if not self._fits(name, head, size):
                     self._create(name, head, size)
                 self._fd = os.open(name, os.O_RDWR | os.O_CLOEXEC)
+            self._closing = weakref.finalize(self, os.close, self._fd)
+            self._closing.atexit = False  # threads may still be reading; the process' end closes it anyway
             self._map = mmap.mmap(self._fd, size)
         except OSError as e:
             raise ResourceError(
@@ -181,9 +188,12 @@ class BlockCache:
 
     def _create(self, name: Path, head: bytes, size: int) -> None:
         """A new file with an empty table. Its blocks take room on the disk only when they are written."""
-        free = os.statvfs(name.parent)
-        if free.f_bavail * free.f_frsize < size:
-            raise OSError(f"{free.f_bavail * free.f_frsize:,} bytes are free")
+        disk = os.statvfs(name.parent)
+        free = disk.f_bavail * disk.f_frsize
+        if name.exists():
+            free += name.stat().st_blocks * 512  # it gives way
+        if free < size:
+            raise OSError(f"{free:,} bytes are free")
         Disk(str(name.parent)).sweep("")
         aside = name.parent / aside_name()
         try:
@@ -228,8 +238,9 @@ def block_key(*facts: str | int) -> bytes:
 
 
 def _digest(data: bytes | memoryview, block: bytes, number: int) -> bytes:
-    salt = number.to_bytes(16, "little")
-    return hashlib.blake2b(data, digest_size=DIGEST, salt=salt, person=block).digest()
+    digest = xxhash.xxh3_64(block + number.to_bytes(8, "little"))
+    digest.update(data)
+    return digest.digest()
 
 
 def _again(folder: str | None, limit: int, rows: int, row_bytes: int) -> BlockCache:

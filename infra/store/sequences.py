@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, lru_cache
+from itertools import islice
 from typing import TypeVar
 
 import numpy as np
@@ -52,6 +54,8 @@ _MAPPED_FILES = 128
 """Memory maps kept open by a reader; a slice of the full-size store is 32 files of three kinds."""
 _SUMS = 128
 """Files whose checksums a reader keeps: 4 KiB each."""
+_SEEN_FILES = 4096
+"""Files of which a reader knows the blocks that it has verified: half a KiB each, for a TB of sequences."""
 FETCHES = 8
 """Blocks that a reader fetches at once."""
 FEW = 16
@@ -76,8 +80,7 @@ class SequenceReader:
         self._store = store.sub(folder) if folder else store
         self._verify = verify
         self.info = SequencesInfo.load(self._store.get(INFO), self._store.url(INFO))
-        # Virtual memory until touched, so that a reader of billions of sequences starts at once.
-        self._seen = np.zeros(self.info.files * self._blocks_a_file, np.bool_) if verify and store.local else None
+        self._seen = lru_cache(maxsize=_SEEN_FILES)(lambda file: bytearray(-(-self.info.rows(file) // BLOCK)))
         self._mapped = lru_cache(maxsize=_MAPPED_FILES)(self._map)
         self._sums = lru_cache(maxsize=_SUMS)(self._fetch_sums)
         if cache is None and not store.local:
@@ -127,12 +130,7 @@ class SequenceReader:
         found = checksum(kinds)
         expected = self._bytes(file, "sums", block * SUM_BYTES, (block + 1) * SUM_BYTES).tobytes()
         if found != expected:
-            name = self._store.url(stem(file))
-            raise StoreError(
-                f"{name}: sequences {first} to {last - 1} of this file do not match their checksum "
-                f"(expected {expected.hex()}, found {found.hex()}). A byte of .u16, .starts, .loss or .sums changed "
-                "after it was written: delete the step's folder and run `mix` again."
-            )
+            raise self._damaged(file, block, expected, found)
 
     def verify_all(self) -> None:
         """Checks every block; StoreError at the first that is damaged."""
@@ -149,10 +147,9 @@ class SequenceReader:
 
     def _copy(self, wanted: Sequence[tuple[int, int, int]], rows: dict[str, Rows]) -> None:
         for at, file, row in wanted:
-            block = row // BLOCK
-            if self._seen is not None and not self._seen[file * self._blocks_a_file + block]:
-                self.verify_block(file, block)
-                self._seen[file * self._blocks_a_file + block] = True
+            if self._verify and not (seen := self._seen(file))[row // BLOCK]:
+                self.verify_block(file, row // BLOCK)
+                seen[row // BLOCK] = 1
             for kind, found in rows.items():
                 found[at] = self._mapped(file, kind)[row]
 
@@ -181,7 +178,7 @@ class SequenceReader:
         for at, file, row in wanted:
             place = (file, row // BLOCK)
             assert self._cache is not None, "a store that is not local has one"
-            data = self._cache.row(self._key(*place), row % BLOCK, self._row_size)
+            data = self._cache.row(self._key(*place, self._expected(*place)), row % BLOCK, self._row_size)
             if data is None:
                 missing.setdefault(place, []).append((at, row % BLOCK))
             else:
@@ -199,15 +196,15 @@ class SequenceReader:
                 self._bytes(file, kind, first * size, last * size).reshape(last - first, size)
                 for kind, size in self.info.row_bytes.items()
             ]
-            expected = self._sums(file)[block * SUM_BYTES : (block + 1) * SUM_BYTES]
-            if not self._verify or checksum(kinds) == expected:
+            expected = self._expected(file, block)
+            if not self._verify or (own := checksum(kinds)) == expected:
                 break
-            self._sums.cache_clear()  # damaged on the way, or where it lies? Reading it once more tells
             if attempt == 2:
-                self.verify_block(file, block)
+                raise self._damaged(file, block, expected, own)
+            self._sums.cache_clear()  # damaged on the way, or where it lies? Reading it once more tells
         found = np.concatenate(kinds, axis=1)
         if self._cache is not None:
-            self._cache.put(self._key(file, block), found)
+            self._cache.put(self._key(file, block, expected), found)
         return found
 
     def _cut(self, row: Rows, at: int, rows: dict[str, Rows]) -> None:
@@ -216,12 +213,16 @@ class SequenceReader:
             rows[kind][at] = row[start : start + size]
             start += size
 
-    def _key(self, file: int, block: int) -> bytes:
-        return block_key(self._name, file, block)
+    def _key(self, file: int, block: int, expected: bytes) -> bytes:
+        """By the checksum too: a folder made anew at the same address has other blocks. Unverified ones lie apart."""
+        return block_key(self._name, file, block, expected.hex(), self._verify)
 
     @cached_property
     def _name(self) -> str:
         return f"{self._store.root} {self.info.model_dump_json()}"
+
+    def _expected(self, file: int, block: int) -> bytes:
+        return self._sums(file)[block * SUM_BYTES : (block + 1) * SUM_BYTES]
 
     def _fetch_sums(self, file: int) -> bytes:
         return self._store.get(f"{stem(file)}.sums")
@@ -229,12 +230,16 @@ class SequenceReader:
     # -- both
 
     @property
-    def _blocks_a_file(self) -> int:
-        return -(-self.info.file_sequences // BLOCK)
-
-    @property
     def _row_size(self) -> int:
         return sum(self.info.row_bytes.values())
+
+    def _damaged(self, file: int, block: int, expected: bytes, found: bytes) -> StoreError:
+        first, last = self._rows_of(file, block)
+        return StoreError(
+            f"{self._store.url(stem(file))}: sequences {first} to {last - 1} of this file do not match their checksum "
+            f"(expected {expected.hex()}, found {found.hex()}). A byte of .u16, .starts, .loss or .sums changed "
+            "after it was written: delete the step's folder and run `mix` again."
+        )
 
     def _rows_of(self, file: int, block: int) -> tuple[int, int]:
         return block * BLOCK, min((block + 1) * BLOCK, self.info.rows(file))
@@ -254,7 +259,10 @@ class SequenceReader:
 
 
 class _Pool:
-    """Threads for fetching, made when first needed and anew in a forked process."""
+    """Threads for fetching, made when first needed and anew in a forked process.
+
+    Only so many results wait to be taken: a micro-batch of thousands of blocks is never in memory whole.
+    """
 
     def __init__(self, threads: int) -> None:
         self._threads, self._process = threads, 0
@@ -264,7 +272,13 @@ class _Pool:
             return map(work, given)
         if self._process != os.getpid():
             self._pool, self._process = ThreadPoolExecutor(self._threads, "fetch"), os.getpid()
-        return self._pool.map(work, given)
+        return self._ahead(work, iter(given))
+
+    def _ahead(self, work: Callable[[Given], Made], todo: Iterator[Given]) -> Iterator[Made]:
+        waiting = deque(self._pool.submit(work, thing) for thing in islice(todo, 2 * self._threads))
+        while waiting:
+            yield waiting.popleft().result()
+            waiting.extend(self._pool.submit(work, thing) for thing in islice(todo, 1))
 
 
 def sequence_cache(folder: str | os.PathLike[str] | None, limit: int | None, length: int) -> BlockCache:

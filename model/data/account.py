@@ -14,9 +14,10 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 
 from infra.storage import Storage
-from infra.store.plan import PackedStore, load_plan
+from infra.store.plan import load_plan
 from infra.store.sequences import SequenceReader
 from model.data.order import Integers, Order
+from model.data.stages import Run, stages_of
 from model.data.steps import BatchSizes, Steps
 
 Counts = dict[str, dict[str, int]]
@@ -38,12 +39,16 @@ class _Spans:
 
 
 class Account:
-    """The accounts of one run (``pretrain`` or ``finetune``) of a mix step's folder."""
+    """The accounts of one run (``pretrain`` or ``finetune``) of a mix step's folder.
 
-    def __init__(self, mix_store: Storage, run: str) -> None:
+    ``epochs`` as the loader's: of fine-tuning, None for those that were packed; and its errors.
+    """
+
+    def __init__(self, mix_store: Storage, run: Run, epochs: int | None = None) -> None:
         plan = load_plan(mix_store)
-        self._folders: list[PackedStore] = plan.stages if run == "pretrain" else plan.finetune
-        self._readers = [SequenceReader(mix_store, folder.folder, verify=False) for folder in self._folders]
+        self._folders = stages_of(plan, run, epochs, mix_store)
+        readers = {f.folder: SequenceReader(mix_store, f.folder, verify=False) for f in self._folders}
+        self._readers = [readers[folder.folder] for folder in self._folders]
         self.order = Order([(folder.name, folder.slices) for folder in self._folders], plan.seed)
         self._spans = lru_cache(maxsize=_FILES)(self._load)
 
@@ -68,7 +73,7 @@ class Account:
             sequences_N = np.sort(self.order.locate(here_N)[1])
             files_N = sequences_N // self._readers[stage].info.file_sequences
             for file in np.unique(files_N).tolist():
-                self._add(counts, self._spans(stage, file), sequences_N[files_N == file])
+                self._add(counts, self._spans(self._readers[stage], file), sequences_N[files_N == file])
         return {source: counts[source] for source in sorted(counts)}
 
     def _add(self, counts: Counts, spans: _Spans, sequences_N: Integers) -> None:
@@ -83,8 +88,8 @@ class Account:
                 here["image"] += int(image[number])
                 here["text"] += int(length[number] - image[number])
 
-    def _load(self, stage: int, file: int) -> _Spans:
-        table = self._readers[stage].spans(file).select(["sequence", "source", "length", "image_tokens"])
+    def _load(self, reader: SequenceReader, file: int) -> _Spans:
+        table = reader.spans(file).select(["sequence", "source", "length", "image_tokens"])
         source = pc.dictionary_encode(table["source"].combine_chunks())
         numbers = (table[name].to_numpy().astype(np.int64) for name in ("sequence", "image_tokens", "length"))
         sequence_R, image_R, length_R = numbers

@@ -55,13 +55,11 @@ def make_batch(
     b, t = tokens_BT.shape
     n, tokens_N = b * t, tokens_BT.reshape(-1)
     starts_K = np.flatnonzero(starts_BT)
-    ends_K = np.append(starts_K[1:], n)
+    ends_K = np.concatenate((starts_K[1:], (n,)))
     lengths_K, padding_K = ends_K - starts_K, tokens_N[starts_K] == PAD
-    # One piece of memory for all: large arrays one by one cost more in page faults than in work.
-    memory = np.empty(n * 31, np.uint8)
-    ids_N, labels_N, positions_N = memory[: n * 24].view(np.int64).reshape(3, n)
-    documents_N = memory[n * 24 : n * 28].view(np.int32)
-    mask_N, image_N, modality_N = memory[n * 28 :].view(np.bool_).reshape(3, n)
+    # Few arrays and few calls: a micro-batch costs more by their number than by its tokens.
+    ids_N, labels_N = numbers = np.empty((2, n), np.int64)
+    mask_N, image_N, modality_N = masks = np.empty((3, n), np.bool_)
 
     ids_N[:], labels_N[:-1] = tokens_N, tokens_N[1:]
     shifted_N = tokens_N - np.uint16(FIRST_IMAGE_CODE)  # ids below 4 wrap round
@@ -70,29 +68,31 @@ def make_batch(
         mask_N[:] = True
     else:
         mask_N[:-1] = loss_BT.reshape(-1)[1:]
-    mask_N[ends_K - 1] = False  # what a segment's last token would predict lies in the next
-    for k in np.flatnonzero(padding_K).tolist():
-        mask_N[starts_K[k] : ends_K[k]] = False
+        np.copyto(labels_N, IGNORE, where=~mask_N)
+    # What a segment's last token would predict lies in the next one, and padding predicts nothing.
+    silent = [slice(int(starts_K[k]), int(ends_K[k])) for k in padding_K.nonzero()[0].tolist()]
+    for chosen in (ends_K - 1, *silent):
+        mask_N[chosen] = False
+        labels_N[chosen] = IGNORE
     np.logical_and(modality_N[1:], mask_N[:-1], out=image_N[:-1])
     image_N[-1] = False
-    np.copyto(labels_N, IGNORE, where=~mask_N)
 
     first_K = np.maximum.accumulate(np.where(starts_K % t, 0, np.arange(len(starts_K))))  # of the segment's sequence
-    numbers_K = np.where(padding_K, -1, np.arange(len(starts_K)) - first_K)
-    documents_N[:] = np.repeat(numbers_K.astype(np.int32), lengths_K)
-    np.subtract(_numbers(n), np.repeat(starts_K, lengths_K), out=positions_N)
-    found = {
-        "tokens": ids_N,
-        "labels": labels_N,
-        "loss_mask": mask_N,
-        "image": image_N,
-        "modality": modality_N,
-        "documents": documents_N,
-        "positions": positions_N,
-    }
-    return {name: torch.from_numpy(values_N.reshape(b, t)) for name, values_N in found.items()} | {
+    numbers_K = np.where(padding_K, -1, np.arange(len(starts_K)) - first_K).astype(np.int32)
+    positions_N = np.repeat(starts_K, lengths_K)
+    np.subtract(_numbers(n), positions_N, out=positions_N)
+    tokens, labels = torch.from_numpy(numbers.reshape(2, b, t)).unbind()
+    loss_mask, image, modality = torch.from_numpy(masks.reshape(3, b, t)).unbind()
+    return {
+        "tokens": tokens,
+        "labels": labels,
+        "loss_mask": loss_mask,
+        "image": image,
+        "modality": modality,
+        "documents": torch.from_numpy(np.repeat(numbers_K, lengths_K).reshape(b, t)),
+        "positions": torch.from_numpy(positions_N.reshape(b, t)),
         "cu_seqlens": torch.from_numpy(_borders(starts_K, n, b * (segments or max(1, t // 16)))),
-        "max_seqlen": torch.tensor(int(lengths_K.max()), dtype=torch.int32),
+        "max_seqlen": torch.from_numpy(np.array(lengths_K.max(), np.int32)),
         "sequences": torch.from_numpy(np.array(sequences_B, np.int64)),
     }
 

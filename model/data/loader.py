@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
@@ -19,19 +19,18 @@ from torch.utils.data import IterableDataset, get_worker_info
 from infra.errors import RecipeError, StoreError
 from infra.storage import Storage
 from infra.store.block_cache import BlockCache
-from infra.store.plan import PackedStore, Plan, load_plan
+from infra.store.plan import load_plan
 from infra.store.sequences import SequenceReader, sequence_cache
 from model.data.batch import IGNORE, Batch, make_batch, read_batch
 from model.data.held_out import held_out, held_out_sources
 from model.data.order import Order
+from model.data.stages import Run, stages_of
 from model.data.state import LoaderState, shape_of
 from model.data.steps import BatchSizes, Steps
 from model.data.work import Share, Work, ahead
 from model.vocabulary import Vocabulary
 
 __all__ = ["IGNORE", "Batch", "SequenceLoader", "held_out", "held_out_sources", "make_batch"]
-
-Run = Literal["pretrain", "finetune"]
 
 MEMORY_CACHE = 256 << 20
 """Bytes of fetched blocks kept in memory where the store is far away and no cache is given."""
@@ -43,7 +42,8 @@ class SequenceLoader(IterableDataset[Batch]):
     Every global batch is ``batch`` sequences of one stage, filled up with all-padding sequences where the stage ends or
     where ``world * micro_batch`` does not divide it: a step is equally many micro-batches on every rank. Row ``i`` of
     the global batch goes to rank ``i mod world``. What a micro-batch holds is in :func:`model.data.batch.make_batch`;
-    ``consumed`` () int64 is added, the state's position once the micro-batch has been delivered.
+    Added are ``step`` and ``micro`` () int64, its number in that step, and ``consumed`` () int64, the state's position
+    once the micro-batch has been delivered.
 
     Iterated over as it is, it prepares ``prefetch`` micro-batches ahead on threads, and the state is always that of
     what was delivered. It is also a data set for torch's DataLoader, which then must be told to leave batches alone,
@@ -93,7 +93,7 @@ class SequenceLoader(IterableDataset[Batch]):
         self.plan = load_plan(mix_store)
         self.run, self.rank, self.world, self.prefetch, self._segments = run, rank, world, prefetch, segments
         self.vocabulary = Vocabulary.model_validate(self.plan.vocabulary)
-        self._folders = _folders(self.plan, run, epochs, mix_store)
+        self._folders = stages_of(self.plan, run, epochs, mix_store)
         if cache is None and not mix_store.local:
             cache = sequence_cache(None, MEMORY_CACHE, self.plan.sequence_length)
         readers = {f.folder: SequenceReader(mix_store, f.folder, verify=verify, cache=cache) for f in self._folders}
@@ -119,6 +119,10 @@ class SequenceLoader(IterableDataset[Batch]):
         self.skipped: list[tuple[int, int]] = []
         """Intervals of positions (start, stop) that are passed over."""
         self._steps = Steps(self.order, self.batch)
+        self._micro = 0
+        """Micro-batches of the next step that were delivered."""
+        self._last: tuple[int, int] | None = None
+        """Step and number of the micro-batch that was delivered last."""
         if state is not None:
             self.load_state_dict(state)
 
@@ -144,6 +148,8 @@ class SequenceLoader(IterableDataset[Batch]):
     @property
     def accumulation(self) -> int:
         """Micro-batches of the next step, on every rank: as many for a short step as for a whole one."""
+        if not self.steps:  # everything is skipped
+            return self.max_accumulation
         return self._share.accumulation(self._steps[min(self.step, len(self._steps) - 1)].batch)
 
     @property
@@ -160,27 +166,41 @@ class SequenceLoader(IterableDataset[Batch]):
         if worker is not None:
             yield from map(self._make, islice(work, worker.id, None, worker.num_workers))
             return
-        for batch in ahead(self._make, work, self.prefetch):
+        for done, batch in ahead(lambda one: (one, self._make(one)), work, self.prefetch):
             if self._steps is not steps:
                 raise RuntimeError("the loader's state was set anew: what is iterated over now must begin anew too")
-            self.delivered(batch)  # before the yield: a checkpoint is taken while we wait in it
+            # Before the yield: a checkpoint is taken while we wait in it. The position moves with a step's end.
+            self._move(done.consumed, done.step, done.micro, done.consumed != self.consumed)
             yield batch
 
     def delivered(self, batch: Batch) -> None:
         """Moves the state on: this micro-batch, and so all before it, have been handed out.
 
-        RuntimeError where it belongs neither to the present step nor ends the next: one was left out, or it was made
-        before the state was set anew.
+        The one delivered last may be delivered again, which changes nothing, and a step may begin anew.
+
+        RuntimeError where another one was to come: one was left out, or this one was made before the state was set
+        anew.
         """
-        consumed = int(batch["consumed"])
-        here, there = self._steps.live(self.consumed), self._steps.live(consumed)
-        if there != here and (self.step == self.steps or there != self._steps[self.step].stop):
-            raise RuntimeError(f"a micro-batch that ends at position {consumed} came after position {self.consumed}")
-        self.consumed = consumed
+        consumed, step, micro = (int(batch[name]) for name in ("consumed", "step", "micro"))
+        if (step, micro) == self._last:
+            return
+        live, last = self._steps.live, micro + 1 == self.accumulation
+        fits = step == self.step < self.steps and micro in (0, self._micro)
+        if not fits or live(consumed) != (self._steps[step].stop if last else live(self.consumed)):
+            raise RuntimeError(
+                f"micro-batch {micro} of step {step}, which ends at position {consumed}, came where {self._micro} of "
+                f"step {self.step} was to come, at position {self.consumed}. One was left out, or it was made before "
+                "the loader's state was set anew. Begin anew with a new DataLoader: one with persistent_workers would "
+                "begin where it first began."
+            )
+        self._move(consumed, step, micro, last)
+
+    def _move(self, consumed: int, step: int, micro: int, last: bool) -> None:
+        self.consumed, self._micro, self._last = consumed, 0 if last else micro + 1, (step, micro)
 
     def _make(self, work: Work) -> Batch:
         batch = read_batch(self._readers[work.stage], work.sequences_B, self.vocabulary, self._segments)
-        return batch | {"consumed": torch.tensor(work.consumed)}
+        return batch | {name: torch.tensor(getattr(work, name)) for name in ("consumed", "step", "micro")}
 
     # -- the state
 
@@ -197,6 +217,8 @@ class SequenceLoader(IterableDataset[Batch]):
             )
         self.skipped = sorted({*self.skipped, (max(start, self.consumed), stop)})
         self._steps = Steps(self.order, self.batch, self.skipped)
+        if self._micro:  # a step begins anew
+            self._micro, self._last = 0, None
 
     def state_dict(self) -> dict[str, Any]:
         """All that resuming needs, as plain JSON: the plan, the run, the position, skipped intervals, batch sizes."""
@@ -213,8 +235,8 @@ class SequenceLoader(IterableDataset[Batch]):
         """Goes on where the state was taken, with any number of ranks.
 
         Raises:
-            StoreError: it was taken in another plan or run; the batch from there on is another one than this loader's,
-                unless ``accept_batch`` lets this loader's take over at that position.
+            StoreError: it was taken in another plan or run, or with other epochs; the batch from there on is another
+                one than this loader's, unless ``accept_batch`` lets this loader's take over at that position.
         """
         saved = LoaderState.of(state)
         saved.require(self.plan, self.run, self._folders)
@@ -227,12 +249,4 @@ class SequenceLoader(IterableDataset[Batch]):
             steps = Steps(self.order, batch, saved.skipped)
         self.batch, self._steps = batch, steps
         self.consumed, self.skipped = saved.consumed, list(saved.skipped)
-
-
-def _folders(plan: Plan, run: Run, epochs: int | None, store: Storage) -> list[PackedStore]:
-    packed = plan.stages if run == "pretrain" else plan.finetune
-    if not any(folder.sequences for folder in packed):
-        raise StoreError(f"{store.root}: the plan holds no sequences for a {run} run")
-    if run == "pretrain" or epochs is None:
-        return packed
-    return [packed[e % len(packed)].model_copy(update={"name": f"epoch-{e}"}) for e in range(epochs)]
+        self._micro, self._last = 0, None

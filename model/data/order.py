@@ -92,7 +92,7 @@ class Order:
         slices = self._slice_starts[stage]
         number_N = np.searchsorted(slices, x_N - start, side="right") - 1
         found_N = np.empty_like(x_N)
-        for number in np.unique(number_N).tolist():
+        for number in sorted(set(number_N.tolist())):  # np.unique would import numpy.ma first
             here = number_N == number
             first, size = int(slices[number]), int(slices[number + 1] - slices[number])
             permutation = _slice_permutation(size, self._seed, self.names[stage], number)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from infra.errors import StoreError
 from infra.store.plan import PackedStore, Plan
@@ -29,6 +29,14 @@ class LoaderState(BaseModel):
     shape: dict[str, Any] = {}
     """What else the order follows from, so that a refusal can say what differs."""
 
+    @field_validator("skipped")
+    @classmethod
+    def _forward(cls, skipped: tuple[tuple[int, int], ...]) -> tuple[tuple[int, int], ...]:
+        for start, stop in skipped:
+            if not 0 <= start < stop:
+                raise ValueError(f"({start}, {stop}) is no interval; expected 0 <= start < stop")
+        return skipped
+
     @classmethod
     def of(cls, saved: Mapping[str, Any]) -> LoaderState:
         """A saved state; StoreError where it is none."""
@@ -43,7 +51,7 @@ class LoaderState(BaseModel):
             ) from e
 
     def require(self, plan: Plan, run: str, stages: list[PackedStore]) -> None:
-        """StoreError, with what differs, where the state is of another plan or run."""
+        """StoreError, with what differs, where the state is of another plan or run, or of other epochs."""
         for key, here in (("run", run), ("plan", plan.fingerprint)):
             there = getattr(self, key)
             if there != here:
@@ -52,6 +60,12 @@ class LoaderState(BaseModel):
                     + (f" ({self._differences(plan, stages)})" if key == "plan" else "")
                     + ". Go on with the recipe and sources it was made with, or start this training anew from step 0."
                 )
+        if self.shape and self.shape != shape_of(plan, stages):
+            raise StoreError(
+                f"the checkpoint's loader state is of another {run} run of this plan "
+                f"({self._differences(plan, stages)}). Go on with the epochs it was made with, or start this training "
+                "anew from step 0."
+            )
         total = sum(stage.sequences for stage in stages)
         if self.consumed > total:
             raise StoreError(f"the loader state is at position {self.consumed}; this run has {total} sequences")

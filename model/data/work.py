@@ -18,7 +18,7 @@ from model.data.order import Integers, Order
 from model.data.steps import Step, Steps
 
 AHEAD = 1024
-"""Sequences whose numbers are computed at once: one alone costs as much as hundreds."""
+"""Of sequences' numbers, one alone costs as much to compute as hundreds."""
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
@@ -33,6 +33,9 @@ class Work:
     """Numbers in the stage's folder, -1 for one that is all padding."""
     consumed: int
     """The run's position once the micro-batch is done: it moves with the last one of a step."""
+    step: int
+    micro: int
+    """Its number in the step, from 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,8 @@ class Share:
     rank: int
     world: int
     micro_batch: int
+    ahead: int = AHEAD
+    """Sequences whose numbers are computed at once, about."""
 
     def accumulation(self, batch: int) -> int:
         """Micro-batches that a global batch takes on every rank."""
@@ -61,21 +66,23 @@ class Share:
         live_N = np.concatenate(live)
         located_N = order.locate(steps.positions(live_N))[1] if live_N.size else live_N
         before = steps.consumed(steps[several[0].number - 1]) if several[0].number else 0
+        ends = (steps.positions([step.stop - 1 for step in several]) + 1).tolist()
         at = 0
-        for step, mine in zip(several, live, strict=True):
+        for step, mine, after in zip(several, live, ends, strict=True):
             sequences_N = np.full(rows, -1, np.int64)
             sequences_N[: len(mine)] = located_N[at : at + len(mine)]
             at += len(mine)
             after = steps.consumed(step)
-            for row in range(0, rows, self.micro_batch):
+            for micro, row in enumerate(range(0, rows, self.micro_batch)):
                 stop = row + self.micro_batch
-                yield Work(step.stage, sequences_N[row:stop], after if stop == rows else before)
+                consumed = after if stop == rows else before
+                yield Work(step.stage, sequences_N[row:stop], consumed, step.number, micro)
             before = after
 
     def _alike(self, steps: Steps, number: int) -> Iterator[Step]:
-        """A step and those after it of the same stage and batch, of some ``AHEAD`` sequences of this rank."""
+        """A step and those after it of the same stage and batch, of some ``ahead`` sequences of this rank."""
         first = steps[number]
-        count = max(1, AHEAD * self.world // first.batch)
+        count = max(1, self.ahead * self.world // first.batch)
         for step in map(steps.__getitem__, range(number, min(number + count, len(steps)))):
             if (step.stage, step.batch) != (first.stage, first.batch):
                 return

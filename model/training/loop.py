@@ -146,7 +146,7 @@ class _Run:
                 bf16=self.bf16,
                 world=self.world,
                 micro_batch=self.loader.micro_batch,
-                accumulation=self.loader.accumulation,
+                accumulation=self.loader.max_accumulation,
                 clip=self.config.optimizer.clip,
             ),
         )
@@ -202,6 +202,8 @@ class _Run:
             self.engine.set_train_batch_size(len(micros) * self.loader.micro_batch * self.world)
         sums = torch.zeros(len(SUMS), dtype=torch.float64, device=self.device)
         for number, micro in enumerate(micros):
+            # DeepSpeed would count micro-batches since its start: in a batch that grew the count is out of step.
+            self.engine.set_gradient_accumulation_boundary(number == len(micros) - 1)
             if self.job.model.config.dropout:
                 torch.manual_seed(_seed(self.job.seed, self.step, number, self.rank))
             total, figures = self.engine(micro)

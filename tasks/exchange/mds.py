@@ -20,6 +20,8 @@ import numpy.typing as npt
 from infra.storage import Storage
 
 SHARD_BYTES = 1 << 26
+HEAD_BYTES = 1 << 20
+"""Of the text that names and types the columns, at most."""
 DTYPES = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64")
 _DYNAMIC = {8: "uint8", 9: "int8", 16: "uint16", 17: "int16", 32: "uint32", 33: "int32", 64: "uint64", 65: "int64"}
 """How an array of no fixed type begins: the bits of its type, one more where it has a sign."""
@@ -36,10 +38,11 @@ class MdsWriter:
         """``columns``: encodings by name: ``str``, ``int32``, ``int64`` or ``ndarray:DTYPE``, also with ``:LENGTH``."""
         self._store, self._limit = store, shard_bytes
         self._columns = dict(sorted(columns.items()))
-        self._about = {
+        self._sizes = [_size(encoding) for encoding in self._columns.values()]
+        self._about: dict[str, Any] = {
             "column_encodings": list(self._columns.values()),
             "column_names": list(self._columns),
-            "column_sizes": [_size(encoding) for encoding in self._columns.values()],
+            "column_sizes": self._sizes,
             "compression": None,
             "format": "mds",
             "hashes": ["sha1"],
@@ -54,7 +57,7 @@ class MdsWriter:
     def write(self, sample: Mapping[str, Any]) -> None:
         """One sample with a value for each column; what lies beyond a shard's limit begins the next."""
         data = [_encode(encoding, sample[name]) for name, encoding in self._columns.items()]
-        sizes = [len(d) for d, fixed in zip(data, self._about["column_sizes"], strict=True) if fixed is None]
+        sizes = [len(d) for d, fixed in zip(data, self._sizes, strict=True) if fixed is None]
         encoded = np.array(sizes, "<u4").tobytes() + b"".join(data)
         if self._samples and 8 + len(self._head) + self._bytes + len(encoded) + 4 > self._limit:
             self._flush()
@@ -98,11 +101,13 @@ class Shard:
         begin = 8 + 4 * count
         if offsets[0] < begin or (np.diff(offsets) < 0).any() or offsets[-1] > size:
             raise BadShard("its offsets are out of order or beyond its end")
+        if offsets[0] - begin > HEAD_BYTES:
+            raise BadShard(f"it describes its columns in {offsets[0] - begin:,} bytes; at most {HEAD_BYTES:,} are read")
         try:
             about = json.loads(_exactly(store, name, begin, int(offsets[0])))
             names, encodings, sizes = (about[f"column_{what}"] for what in ("names", "encodings", "sizes"))
             columns = {str(n): (str(e), s) for n, e, s in zip(names, encodings, sizes, strict=True)}
-        except (ValueError, KeyError, TypeError) as e:
+        except (ValueError, KeyError, TypeError, RecursionError) as e:
             raise BadShard(f"it does not say what its columns are ({e})") from e
         if not all(s is None or (type(s) is int and s >= 0) for _, s in columns.values()):
             raise BadShard("a column's size is no number")
@@ -113,6 +118,8 @@ class Shard:
         if wanted not in self.columns:
             raise BadShard(f"no column {wanted!r}; there are {', '.join(self.columns)}")
         open_ends = sum(not size for _, size in self.columns.values())
+        if len(sample) < 4 * open_ends:
+            raise BadShard(f"a sample of {len(sample)} bytes is shorter than the sizes of its columns")
         sizes = iter(np.frombuffer(sample[: 4 * open_ends], "<u4").tolist())
         at = 4 * open_ends
         try:

@@ -121,6 +121,8 @@ class Index:
         if lengths.size and (lengths.min() < 0 or offsets.min() < 0):
             raise BadIndex("it holds lengths or offsets below 0")
         ends = offsets + lengths
+        if (ends < offsets).any():
+            raise BadIndex("it holds offsets that no file has")
         places = list(zip(offsets.tolist(), ends.tolist(), strict=True))
         cuts = (borders - first).tolist()
         return [places[a:b] for a, b in pairwise(cuts)]

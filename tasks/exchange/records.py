@@ -18,6 +18,8 @@ from tasks.occurrences import track
 
 CHUNK = 256
 """Sequences read at once."""
+UNSEEN = -1
+"""The position of what no training sees."""
 _SIDECARS = 64
 _FROM_SPAN = ("source", "part", "row", "occurrence", "first_token")
 
@@ -31,7 +33,8 @@ class Record:
     """Where documents begin in it, and the padding behind them."""
     loss_T: Bits | None
     fields: dict[str, Any]
-    """``position``; of a document also where it came from, as in the sidecars' spans."""
+    """``position``: of pre-training the one that ``calumma trace`` takes, of fine-tuning counted over its packed
+    epochs, -1 of what no training sees. Of a document also where it came from, as in the sidecars' spans."""
 
 
 def sequences(store: Storage, plan: Plan, packed: PackedStore, progress: Any = None) -> Iterator[Record]:
@@ -62,12 +65,15 @@ def documents(store: Storage, plan: Plan, packed: PackedStore, progress: Any = N
 def _rows(
     reader: SequenceReader, plan: Plan, packed: PackedStore, progress: Any
 ) -> Iterator[tuple[int, int, Tokens, Bits, Bits | None]]:
-    """(position within the folder's stage, number, ids, starts, loss bits) of every sequence."""
-    order = Order([(packed.name, packed.slices)], plan.seed)
+    """(position, number within the folder, ids, starts, loss bits) of every sequence."""
+    folders = {"pretrain": plan.stages, "finetune": plan.finetune}.get(packed.kind, [])
+    order = Order([(folder.name, folder.slices) for folder in folders], plan.seed)
+    before = order.stage_span(order.names.index(packed.name))[0] if folders else 0
     chunks = range(0, len(reader), CHUNK)
     for start in track(chunks, len(chunks), packed.name, progress):
-        positions = np.arange(start, min(start + CHUNK, len(reader)))
-        numbers = positions if packed.kind == "held-out" else order.locate(positions)[1]
+        places = np.arange(start, min(start + CHUNK, len(reader)))
+        numbers = order.locate(before + places)[1] if folders else places
         tokens_BT, starts_BT, loss_BT = reader.read(numbers.tolist())
         for row, sequence in enumerate(numbers.tolist()):
-            yield start + row, sequence, tokens_BT[row], starts_BT[row], None if loss_BT is None else loss_BT[row]
+            position = before + start + row if folders else UNSEEN
+            yield position, sequence, tokens_BT[row], starts_BT[row], None if loss_BT is None else loss_BT[row]

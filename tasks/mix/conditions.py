@@ -5,11 +5,8 @@ A condition sees one document's columns and nothing else: no files, no settings,
 
 from __future__ import annotations
 
-import difflib
-import re
 from collections.abc import Mapping
-from functools import cache
-from itertools import pairwise
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -19,6 +16,7 @@ import pyarrow.compute as pc
 
 from infra.errors import RecipeError
 from tasks.mix.config import Conditions
+from tasks.mix.expressions import NoCondition, columns_of
 
 COLUMNS: dict[str, pa.DataType] = {
     # of the document store
@@ -52,19 +50,27 @@ class Where:
     """The conditions of one source, checked when made.
 
     Raises:
-        RecipeError: one is no condition over these columns; it names the nearest column.
+        RecipeError: one is no condition over these columns (it names the nearest), or speaks of a score by a name that
+            two scorers share.
     """
 
     def __init__(self, key: str, conditions: Conditions, scores: tuple[str, ...]) -> None:
         """``key`` of the recipe, for errors; ``scores``: the scorers of the recipe's scan."""
         self._key, self._conditions = key, conditions
-        self._types = COLUMNS | {f"{SCORE}{name.replace('-', '_')}": pa.float64() for name in scores}
-        words = set(re.findall(r"\w+", " ".join(conditions.values()).casefold()))
-        self.columns = tuple(name for name in self._types if name.casefold() in words)
-        """The columns that are needed to answer."""
+        self._types = COLUMNS | {column_of(name): pa.float64() for name in scores}
         empty = pa.table({name: pa.array([], kind) for name, kind in self._types.items()})
+        named: set[str] = set()
         for name, condition in conditions.items():
-            self._check(name, condition, empty)
+            try:
+                own = columns_of(condition, self._types)
+            except NoCondition as e:
+                raise self._wrong(name, condition, str(e)) from e
+            for shared in own & {first for first, second in combinations(map(column_of, scores), 2) if first == second}:
+                raise self._wrong(name, condition, f"several of {', '.join(scores)} are {shared} here; rename a scorer")
+            self._ask(name, condition, empty)
+            named |= own
+        self.columns = tuple(name for name in self._types if name in named)
+        """The columns that are needed to answer."""
 
     def failed(self, columns: Mapping[str, pa.Array], rows: int) -> npt.NDArray[np.int64]:
         """(N,): 0 for a document that may stay, else which condition, from 1, is the first that it does not meet."""
@@ -87,21 +93,6 @@ class Where:
         """Names of the conditions, in their order."""
         return tuple(self._conditions)
 
-    def _check(self, name: str, condition: str, empty: pa.Table) -> None:
-        import duckdb
-
-        try:
-            kinds = {kind for _, kind in duckdb.tokenize(condition)}
-            words = _words(condition)
-        except duckdb.Error as e:
-            raise self._wrong(name, condition, _first_line(e)) from e
-        if not kinds:
-            raise self._wrong(name, condition, "it is empty")
-        if "select" in words or (unsure := words & _unsure()):
-            what = "a query of its own" if "select" in words else ", ".join(sorted(unsure))
-            raise self._wrong(name, condition, f"{what} does not follow from the document alone")
-        self._ask(name, condition, empty)
-
     def _ask(self, name: str, condition: str, table: pa.Table) -> list[int]:
         """Numbers of the rows for which the condition is true."""
         import duckdb
@@ -118,15 +109,7 @@ class Where:
                     return []
                 return [row[0] for row in kept.select('"number of the row"').fetchall()]
         except duckdb.Error as e:
-            raise self._wrong(name, condition, self._explain(e)) from e
-
-    def _explain(self, error: Any) -> str:
-        found = re.search(r'Referenced column "(.+?)" not found', str(error))
-        if found is None:
-            return _first_line(error)
-        near = difflib.get_close_matches(found[1], self._types, 1, 0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(self._types)}"
-        return f"there is no column {found[1]!r}; {hint}"
+            raise self._wrong(name, condition, str(e).splitlines()[0]) from e
 
     def _wrong(self, name: str, condition: str, what: str) -> RecipeError:
         return RecipeError(
@@ -135,32 +118,9 @@ class Where:
         )
 
 
-def _words(condition: str) -> set[str]:
-    """Names and keywords of a condition, without what is in quotes."""
-    import duckdb
-
-    tokens = [*duckdb.tokenize(condition), (len(condition.encode()), None)]
-    named = (duckdb.token_type.identifier, duckdb.token_type.keyword)
-    text = condition.encode()
-    pieces = (text[a:b] for (a, kind), (b, _) in pairwise(tokens) if kind in named)
-    return {piece.decode(errors="replace").strip().casefold() for piece in pieces}
-
-
-@cache
-def _unsure() -> frozenset[str]:
-    """DuckDB's functions whose answer does not follow from their arguments: time, chance, settings."""
-    import duckdb
-
-    with duckdb.connect() as connection:
-        rows = connection.execute(
-            "SELECT DISTINCT function_name FROM duckdb_functions() "
-            "WHERE stability <> 'CONSISTENT' AND function_type = 'scalar'"
-        ).fetchall()
-    return frozenset(row[0] for row in rows)
-
-
-def _first_line(error: Any) -> str:
-    return str(error).splitlines()[0]
+def column_of(scorer: str) -> str:
+    """What conditions call a scorer's result."""
+    return SCORE + scorer.replace("-", "_")
 
 
 def sample_columns(table: pa.Table, wanted: tuple[str, ...]) -> dict[str, pa.Array]:
@@ -204,7 +164,7 @@ def _turns(segments: list[dict[str, Any]]) -> int:
 
 
 def _score(scores: list[dict[str, Any]], name: str) -> float | None:
-    own = (s["value"] for s in scores if SCORE + s["name"].replace("-", "_") == name)
+    own = (s["value"] for s in scores if column_of(s["name"]) == name)
     return next(own, None)
 
 

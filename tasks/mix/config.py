@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
-from pydantic import Field, NonNegativeFloat, model_validator
+from pydantic import Field, model_validator
 
 from infra.config import Config
 
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Reason = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
 Conditions = dict[Reason, str]
 """By the name under which the ledger counts what is left out: SQL over one document's columns, asked in this order.
@@ -22,7 +24,7 @@ class StageConfig(Config):
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     share: float = Field(gt=0, le=1)
     """Of the whole training's tokens."""
-    weights: dict[str, NonNegativeFloat] = {}
+    weights: dict[str, Weight] = {}
     """Sources that are new in this stage, by weight."""
     earlier: float = Field(default=0.0, ge=0, le=1)
     """Share of this stage's tokens that the first stage's sources fill, in the first stage's proportions."""
@@ -31,6 +33,11 @@ class StageConfig(Config):
 
     @model_validator(mode="after")
     def _check(self) -> StageConfig:
+        if re.fullmatch(r"epoch-\d+|held-out-.*", self.name):
+            raise ValueError(
+                f"stage {self.name!r}: {self.name!r} is the name of a packing of fine-tuning or of held-out documents, "
+                "and `calumma tokens` would write both to one folder; choose another"
+            )
         if self.earlier < 1 and not any(self.weights.values()):
             raise ValueError(
                 f"stage {self.name!r}: sources without `weights` fill only its `earlier` share, {self.earlier:g}; "
@@ -48,7 +55,7 @@ class MixConfig(Config):
     stages: tuple[StageConfig, ...] = Field(min_length=1)
     where: dict[str, Conditions] = {}
     """By source: which of its documents pre-training may use, all stages alike."""
-    max_passes: float | None = Field(default=None, gt=0)
+    max_passes: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     """How often any source may be gone through over all of pre-training; a plan that needs more is refused."""
     window: int = Field(default=131_072, ge=1)
     """Documents that best-fit packing looks at together."""
@@ -79,7 +86,7 @@ class FinetuneMixConfig(Config):
     """Sources of kind messages."""
     where: dict[str, Conditions] = {}
     """By source: which of its conversations fine-tuning may use."""
-    weights: dict[str, NonNegativeFloat] = {}
+    weights: dict[str, Weight] = {}
     """Weight of answer tokens by category, then normalised; one not named weighs its natural share."""
     epochs: int = Field(default=2, ge=1)
     """Passes that are packed, each with as many answer tokens as all conversations together, in these shares.

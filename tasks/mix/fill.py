@@ -1,8 +1,8 @@
 """What best fit leaves empty, filled with text of documents that are cut anyway.
 
-Three pairs fill three quarters of a sequence, and there may be too few short documents for the rest of it. A text longer
-than a sequence has to be cut somewhere: some of its whole-sequence pieces are cut smaller, to the size of the rooms that
-are left. A piece that holds a part of a picture, or a document that fits, is never cut.
+Three pairs fill three quarters of a sequence, and there may be too few short documents for the rest of it. A text
+longer than a sequence has to be cut somewhere: some of its whole-sequence pieces are cut smaller, to the size of the
+rooms that are left. A piece that holds a part of a picture, or a document that fits, is never cut.
 
 Shape suffixes: P pieces, R rooms, B pieces that are cut smaller, Q what they become.
 """
@@ -23,7 +23,15 @@ def fill_rooms(
 ) -> tuple[Pieces, Integers, Integers, int]:
     """The pieces with some cut smaller, their sequences and offsets, and how many sequences are left.
 
-    ``length_K``: the lengths of the documents that they are pieces of; one that just fits a sequence stays whole. As many whole-sequence pieces of text as the rooms can take are spread over the largest rooms.
+    As many whole-sequence pieces of text as the rooms can take are spread over the largest rooms.
+
+    Args:
+        pieces: As best fit took them, P of them.
+        length_K: Tokens of the documents that they are pieces of; one that just fits a sequence stays whole.
+        sequence_P: Where best fit put each; of ``sequences`` sequences.
+        offset_P: Of each piece's first token in its sequence.
+        sequences: How many best fit opened.
+        capacity: Tokens of a sequence.
     """
     room_S = capacity - np.bincount(sequence_P, pieces.length_P, sequences).astype(np.int64)
     room_R = np.flatnonzero(room_S >= MIN_ROOM)

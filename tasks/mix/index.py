@@ -113,7 +113,11 @@ class Indexer:
         return PartOutput(
             part=item.part,
             source=item.source,
-            files={f"index/{item.source}-{item.number:06d}.parquet": write_table(table, INDEX, row_group=ROW_GROUP)},
+            files={
+                f"index/{item.source}-{item.number:06d}.parquet": write_table(
+                    table, INDEX, row_group=ROW_GROUP, checksums=True
+                )
+            },
             rows=Rows(),
             facts={
                 "documents": len(group),

@@ -98,7 +98,7 @@ class LayoutMaker:
         return PartOutput(
             part=item.part,
             source=item.store,
-            files={item.file: write_table(spans, LAYOUT, row_group=ROW_GROUP)},
+            files={item.file: write_table(spans, LAYOUT, row_group=ROW_GROUP, checksums=True)},
             rows=Rows(),
             facts={
                 "sequences": sequences,

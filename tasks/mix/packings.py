@@ -175,7 +175,7 @@ def slices_of(packing: Packing, mix: MixConfig) -> list[SliceItem]:
 def _slices(packing: Packing, mix: MixConfig) -> list[SliceItem]:
     tokens = sum(i.tokens for i in packing.intervals)
     slices = max(1, -(-tokens // (mix.sequence_length * mix.slice_sequences)))
-    if 2 * max(i.tokens for i in packing.intervals) * slices >= 1 << 63:
+    if 2 * max((i.tokens for i in packing.intervals), default=0) * slices >= 1 << 63:
         raise RecipeError(
             f"mix.slice_sequences is {mix.slice_sequences:,}, which cuts {packing.name} of {tokens:,} tokens into "
             f"{slices:,} slices; give slices more sequences (1,048,576 is usual)"

@@ -122,9 +122,18 @@ def finetune_intervals(config: FinetuneMixConfig, streams: Mapping[str, Stream])
                 f"finetune_mix.weights: no conversation has category {name!r}; "
                 + (f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(natural)}")
             )
+        if config.weights[name] and not natural[name]:
+            raise _unanswered(f"finetune_mix.weights.{name}", f"category {name!r} has", natural)
     total = sum(natural.values())
+    if not total:
+        raise _unanswered("finetune_mix.sources", f"{', '.join(config.sources)} have", natural)
     quotas = natural
     if config.weights:
+        if not any(config.weights.get(name, count) for name, count in natural.items()):
+            raise RecipeError(
+                "finetune_mix.weights: every category weighs 0, so that there is nothing to train on. Give one a "
+                f"weight above 0, or leave it out, and it weighs its natural share; there are: {', '.join(natural)}"
+            )
         quotas = largest_remainder(
             total, {name: config.weights.get(name, Fraction(count, total)) for name, count in natural.items()}
         )
@@ -137,6 +146,14 @@ def finetune_intervals(config: FinetuneMixConfig, streams: Mapping[str, Stream])
             cursors[name] = intervals[-1].stop
         epochs.append(intervals)
     return epochs
+
+
+def _unanswered(key: str, what: str, natural: Mapping[str, int]) -> RecipeError:
+    others = ", ".join(f"{name} {count:,}" for name, count in natural.items() if count)
+    return RecipeError(
+        f"{key}: {what} no answer tokens, which fine-tuning counts. "
+        + (f"Give it no weight; there are answer tokens of: {others}" if others else "Look into tokenize's ledger.")
+    )
 
 
 def _interval(stream: Stream, start: int, quota: int, measure: Measure) -> Interval:

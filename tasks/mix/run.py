@@ -15,9 +15,11 @@ This process holds sums: some numbers a group, slice and file.
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 from infra.store.commit import PARTS, entry, load_parts
@@ -82,17 +84,17 @@ def run(context: StepContext, workers: int | None = None) -> None:
 
 def files_of(packing: Packing, context: StepContext) -> Iterator[SequenceFile]:
     """The packing's files as work items: each with the stretches of slices that it holds."""
-    size, number, first = context.recipe.mix.file_sequences, 0, 0
-    while first < packing.sequences:
+    size = context.recipe.mix.file_sequences
+    borders = [0, *accumulate(packing.slices)]
+    for number, first in enumerate(range(0, packing.sequences, size)):
         last = min(first + size, packing.sequences)
-        stretches, begin = [], 0
-        for file, count in zip(packing.layouts, packing.slices, strict=True):
-            start, stop = max(first, begin) - begin, min(last, begin + count) - begin
-            if start < stop:
-                stretches.append(Stretch(file, begin, start, stop))
-            begin += count
+        stretches = []
+        for at in range(bisect_right(borders, first) - 1, bisect_left(borders, last)):
+            begin = borders[at]
+            start, stop = max(first, begin) - begin, min(last, borders[at + 1]) - begin
+            if start < stop:  # not of a slice without sequences
+                stretches.append(Stretch(packing.layouts[at], begin, start, stop))
         yield SequenceFile(packing.store, number, first, last - first, packing.loss, tuple(stretches))
-        number, first = number + 1, last
 
 
 def _sweep(context: StepContext, packings: Sequence[Packing]) -> None:
@@ -145,7 +147,7 @@ def _put(context: StepContext, plan: Plan, packings: Sequence[Packing]) -> list[
         for packed in (*plan.stages, *plan.finetune)
         for interval in packed.intervals
     ]
-    files["plan.parquet"] = write_table(rows, INTERVALS)
+    files["plan.parquet"] = write_table(rows, INTERVALS, checksums=True)
     files[PICTURE] = bars(plan)
     files[PLAN] = plan.dump()
     for name, data in files.items():

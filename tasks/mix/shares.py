@@ -43,7 +43,7 @@ def stage_shares(mix: MixConfig, image_shares: Mapping[str, float]) -> list[Shar
     found = [first]
     for stage in mix.stages[1:]:
         new = normalised(stage.weights)
-        if stage.hold_image_share:
+        if stage.hold_image_share and stage.earlier < 1:  # else the first stage's proportions hold it themselves
             target = sum(float(share) * image_shares[name] for name, share in first.items())
             new = hold_image_share(stage, new, image_shares, target)
         earlier = Fraction(stage.earlier)
@@ -76,15 +76,7 @@ def hold_image_share(stage: StageConfig, weights: Shares, image_shares: Mapping[
     if abs(image_share(tilted(0)) - target) < _TOLERANCE:
         return weights
     if not low < target < high:
-        nearest = by_image[0] if target <= low else by_image[-1]
-        ranges = ", ".join(f"{name} {image_shares[name]:.1%}" for name in by_image)
-        raise RecipeError(
-            f"mix.stages.{stage.name}.hold_image_share: the first stage is {target:.2%} image tokens, and no weights "
-            f"of this stage's new sources reach that; they hold: {ranges}. The nearest feasible weights are "
-            f"{{{nearest}: 1}}, which give {image_shares[nearest]:.2%}. Give a weight there to a source with "
-            f"{'fewer' if target <= low else 'more'} pictures, also one of the first stage's, or set hold_image_share "
-            "to false."
-        )
+        raise _out_of_reach(stage, weights, image_shares, target, image_share(tilted(0)))
     below, above = -1.0, 1.0
     while image_share(tilted(below)) > target and below > -1e6:
         below *= 2
@@ -98,3 +90,29 @@ def hold_image_share(stage: StageConfig, weights: Shares, image_shares: Mapping[
             above = middle
     # Twelve decimals: the last bits of exp differ between machines, and quotas must not.
     return normalised({name: Fraction(round(share * 10**12), 10**12) for name, share in tilted(above).items()})
+
+
+def _out_of_reach(
+    stage: StageConfig, weights: Shares, image_shares: Mapping[str, float], target: float, given: float
+) -> RecipeError:
+    """No weights of these sources reach the target; ``given``: the image share of the weights as they are."""
+    by_image = sorted(weights, key=lambda name: image_shares[name])
+    ranges = ", ".join(f"{name} {image_shares[name]:.1%}" for name in by_image)
+    nearest = by_image[0] if target <= image_shares[by_image[0]] else by_image[-1]
+    # A source beyond the target, as much of it as draws the weights there: (given + x·its share) / (1 + x) = target.
+    amounts = {name: (given - target) / (target - share) for name, share in image_shares.items() if share != target}
+    beyond = [name for name, amount in amounts.items() if amount > 0]
+    if abs(image_shares[nearest] - target) < _TOLERANCE:
+        plan = f"with weights {{{nearest}: 1}}, which give {image_shares[nearest]:.2%}"
+    elif beyond:
+        best = min(beyond, key=lambda name: amounts[name])
+        amount = amounts[best] * sum(stage.weights.values())
+        plan = f"with {best}: {amount:.4g} more in weights, of which {image_shares[best]:.1%} are image tokens"
+    else:
+        wished = ", ".join(f"{name}: {weight:g}" for name, weight in stage.weights.items())
+        plan = f"with hold_image_share: false and weights {{{wished}}}, which give {given:.2%}: no source of this"
+        plan += " mixture is on the other side"
+    return RecipeError(
+        f"mix.stages.{stage.name}.hold_image_share: the first stage is {target:.2%} image tokens, and no weights of "
+        f"this stage's new sources reach that; they hold: {ranges}. The nearest feasible plan is this mixture {plan}."
+    )

@@ -13,16 +13,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from infra.store.manifest import Rows
 from infra.store.sequences import SPANS, encode_file, stem
-from infra.store.tables import write_table
+from infra.store.tables import read_table, write_table
 from model.vocabulary import PAD, Vocabulary
 from tasks.context import StepContext
 from tasks.documents.ids import MODALITIES, Ids, is_image
 from tasks.mix.documents import DocumentReader, changed
 from tasks.mix.group import Integers
+from tasks.mix.layout import LAYOUT
 from tasks.pool import PartOutput
 
 COUNTED = 1 << 22
@@ -86,7 +86,7 @@ class SequenceWriter:
         files = encode_file(
             tokens_F.reshape(shape), starts_F.reshape(shape), None if loss_F is None else loss_F.reshape(shape)
         )
-        files["parquet"] = write_table(spans, SPANS)
+        files["parquet"] = write_table(spans, SPANS, checksums=True)
         counts, cut_pictures = count_spans(tokens_F, begin_P, length_P, spans["source"], self._vocabulary)
         begun = int((_numbers(spans["first_token"]) == 0).sum())
         return PartOutput(
@@ -105,8 +105,9 @@ class SequenceWriter:
     def _read(self, stretch: Stretch) -> pa.Table:
         """The stretch's spans, their sequences counted within the store: schema SPANS."""
         wanted = [("sequence", ">=", stretch.start), ("sequence", "<", stretch.stop)]
-        with self._store.open(f"parts/{stretch.file}") as f:
-            table = pq.read_table(f, filters=wanted)
+        name = f"parts/{stretch.file}"
+        with self._store.open(name) as f:
+            table = read_table(f, LAYOUT, self._store.url(name), wanted=wanted)
         sequence = pc.add(table["sequence"], stretch.first)
         table = table.set_column(table.schema.get_field_index("sequence"), SPANS.field("sequence"), sequence)
         return table.select(SPANS.names).cast(SPANS)

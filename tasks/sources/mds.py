@@ -12,7 +12,7 @@ import numpy as np
 from infra.config import Config
 from tasks.exchange.mds import BadShard, Shard, integers
 from tasks.sources.base import BadRow, RawSample, WorkItem
-from tasks.sources.files import UnusableRow
+from tasks.sources.files import MAX_FILE_BYTES, UnusableRow
 from tasks.sources.listed import ListedSource
 from tasks.sources.tokens import documents_in, ids_of_numbers
 
@@ -59,6 +59,10 @@ class MdsTokens(ListedSource):
         total, offsets = len(shard.offsets) - 1, shard.offsets
         row, stop = k * total // of, (k + 1) * total // of
         while row < stop:
+            if (size := int(offsets[row + 1] - offsets[row])) > MAX_FILE_BYTES:
+                yield BadRow(file, row + 1, "too-large", f"{size:,} bytes; at most {MAX_FILE_BYTES:,} are read")
+                row += 1
+                continue
             end = max(row + 1, int(np.searchsorted(offsets[: stop + 1], offsets[row] + READ_BYTES, side="right")) - 1)
             data = storage.range(file, int(offsets[row]), int(offsets[end]))
             for n in range(row, end):

@@ -33,11 +33,11 @@ class MegatronTokens(ListedSource):
             except BadIndex:
                 count = 1  # reading it says what is wrong
             for start in range(0, count, target):
-                yield {"file": file.name, "start": start, "stop": min(start + target, count), "bytes": file.size}
+                yield {"file": file.name, "first": start, "stop": min(start + target, count), "bytes": file.size}
 
     def read(self, item: WorkItem) -> Iterator[RawSample | BadRow]:
         storage = self.root().storage
-        file, start, stop = (item.locator[name] for name in ("file", "start", "stop"))
+        file, start, stop = (item.locator[name] for name in ("file", "first", "stop"))
         tokens = file[: -len(".idx")] + ".bin"
         row = start
         try:

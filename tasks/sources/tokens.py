@@ -20,6 +20,7 @@ from tasks.sources.lines import JsonRow, json_rows, line_items
 from tasks.sources.listed import ListedSource
 
 _LARGEST = 0xFFFF
+_BLOCK = 1 << 20
 
 
 class TokensOptions(Config):
@@ -86,10 +87,23 @@ def documents_in(ids_N: npt.NDArray[np.uint16], file: str, row: int) -> Iterator
     document; the row itself is one where nothing else is. Keys are ``FILE#ROW``, from the second document on with
     ``.1``, ``.2`` and so on.
     """
-    cuts = np.union1d(np.flatnonzero(ids_N == BOS), np.flatnonzero(ids_N == EOS) + 1)
-    pieces = [ids_of(piece[piece != PAD].astype("<u2").tobytes()) for piece in np.split(ids_N, cuts)]
-    for number, tokens in enumerate([p for p in pieces if p] or [b""]):
+    ids_N = ids_N[ids_N != PAD]
+    edges = _edges((ids_N != BOS) & (ids_N != EOS))
+    number = -1
+    # Of every two edges the first begins a document and the second ends it.
+    for number, (begin, end) in enumerate(zip(edges, edges, strict=True)):
+        tokens = ids_N[begin:end].astype("<u2").tobytes()
         yield RawSample(f"{file}#{row}" + (f".{number}" if number else ""), file, row, tokens=tokens)
+    if number < 0:
+        yield RawSample(f"{file}#{row}", file, row, tokens=b"")
+
+
+def _edges(kept_N: npt.NDArray[np.bool_]) -> Iterator[int]:
+    """Where stretches of True begin and end, in turn; found bit by bit, since a row may be nothing but marks."""
+    bounded_N = np.concatenate([[False], kept_N, [False]])
+    for start in range(0, len(kept_N) + 1, _BLOCK):
+        block_N = bounded_N[start : start + _BLOCK + 1]
+        yield from (np.flatnonzero(block_N[1:] != block_N[:-1]) + start).tolist()
 
 
 def ids_of(value: Any) -> bytes:

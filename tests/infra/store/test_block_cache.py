@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import pickle
@@ -181,6 +182,48 @@ def test_a_full_disk_costs_the_cache_only(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.undo()
     cache.put(block_key(1), block(1))
     assert whole(cache, 1)
+
+
+def descriptors() -> int:
+    gc.collect()
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_a_cache_that_is_dropped_closes_its_file(tmp_path: Path) -> None:
+    kept, before = open_cache(tmp_path), descriptors()
+    for _ in range(20):
+        assert not whole(open_cache(tmp_path), 1)
+    assert descriptors() == before
+    kept.put(block_key(1), block(1))
+    assert whole(kept, 1)
+
+
+def test_a_forked_process_closes_its_parents_file(tmp_path: Path) -> None:
+    cache = open_cache(tmp_path)
+    context: Any = multiprocessing.get_context("fork")
+    found = context.Queue()
+    child = context.Process(target=lambda: found.put((descriptors(), whole(cache, 1), descriptors())))
+    child.start()
+    before, _, after = found.get(timeout=60)
+    child.join()
+    assert before == after
+    cache.put(block_key(1), block(1))  # and the parent's stays open
+    assert whole(cache, 1)
+
+
+def test_a_file_that_gives_way_counts_as_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = open_cache(tmp_path, 400)
+    for number in range(400):
+        small.put(block_key(number), block(number))
+    os.sync()
+    taken = (tmp_path / "blocks-4x32.cache").stat().st_blocks * 512
+    assert taken > 50_000
+    room = os.statvfs(tmp_path)
+    nothing = os.statvfs_result((room.f_bsize, 1, room.f_blocks, 0, 0, *room[5:]))
+    monkeypatch.setattr(os, "statvfs", lambda folder: nothing)
+    assert open_cache(tmp_path, 200).blocks() == 0
+    with pytest.raises(ResourceError, match=r"cannot be made there .[\d,]+ bytes are free"):
+        open_cache(tmp_path, 800)
 
 
 def test_errors_name_the_folder_and_the_numbers(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from infra.errors import StoreError
@@ -57,21 +57,34 @@ def test_full_size_offsets_are_those_of_the_design(tmp_path: Path) -> None:
     assert (info.files, info.rows(0), info.rows(3)) == (4, 32_768, 100_000 - 3 * 32_768)
 
 
-@pytest.mark.parametrize("suffix", ["u16", "starts", "loss", "sums"])
-def test_any_flipped_bit_is_found(tmp_path: Path, suffix: str) -> None:
-    store = Storage(tmp_path)
-    info = SequencesInfo(sequences=130, length=16, file_sequences=100, loss=True)
-    make(store, info)
-    name = f"{stem(0)}.{suffix}"
-    good = store.get(name)
-    for at in {0, len(good) // 2, len(good) - 1}:
-        bad = bytearray(good)
-        bad[at] ^= 0x10
-        store.put(name, bytes(bad))
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Storage:
+    store = Storage(tmp_path_factory.mktemp("sound"))
+    make(store, SequencesInfo(sequences=130, length=16, file_sequences=100, loss=True))
+    return store
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    file=st.integers(0, 1),
+    suffix=st.sampled_from(["u16", "starts", "loss", "sums"]),
+    at=st.integers(0, 1 << 20),
+    bit=st.integers(0, 7),
+)
+def test_any_flipped_bit_is_found(sound: Storage, file: int, suffix: str, at: int, bit: int) -> None:
+    name = f"{stem(file)}.{suffix}"
+    good = sound.get(name)
+    bad = bytearray(good)
+    bad[at % len(bad)] ^= 1 << bit
+    sound.put(name, bytes(bad))
+    try:
+        with pytest.raises(StoreError, match=f"{stem(file)}: .*checksum"):
+            SequenceReader(sound).verify_all()
         with pytest.raises(StoreError, match="checksum"):
-            SequenceReader(store).verify_all()
-    store.put(name, good)
-    SequenceReader(store).verify_all()
+            SequenceReader(sound).read(range(130))
+    finally:
+        sound.put(name, good)
+    SequenceReader(sound).verify_all()
 
 
 def test_reading_finds_the_damaged_block_and_only_that(tmp_path: Path) -> None:
@@ -114,9 +127,12 @@ def test_errors_name_the_file_and_the_numbers(tmp_path: Path) -> None:
     store.delete("seq-000000.u16")
     with pytest.raises(StoreError, match="no such file"):
         SequenceReader(store).sequence(0)
-    newer = SequencesInfo(sequences=1, length=1, file_sequences=1, version=2)
+    newer = SequencesInfo(sequences=1, length=1, file_sequences=1, version=3)
     store.put(INFO, newer.dump())
-    with pytest.raises(StoreError, match="version 2"):
+    with pytest.raises(StoreError, match="version 3"):
+        SequenceReader(store)
+    store.put(INFO, newer.model_copy(update={"version": 1}).dump())
+    with pytest.raises(StoreError, match="version 1, of older checksums. Run `mix` again"):
         SequenceReader(store)
     store.put(INFO, b"{}")
     with pytest.raises(StoreError, match="does not describe"):

@@ -5,15 +5,18 @@ import pytest
 from infra.storage import Storage
 from model.data.account import Account
 from model.data.loader import SequenceLoader
+from model.data.stages import Run
 from model.data.steps import BatchSizes
 from model.vocabulary import FIRST_IMAGE_CODE, PAD
 
 
 @pytest.mark.parametrize("run", ["pretrain", "finetune"])
+@pytest.mark.parametrize("epochs", [None, 1, 5])
 @pytest.mark.parametrize("batch", [1, 4, 30])
-def test_accounts_equal_what_the_loader_delivers(mix_store: Storage, run: str, batch: int) -> None:
-    account = Account(mix_store, run)
-    loader = SequenceLoader(mix_store, run, batch)  # type: ignore[arg-type]
+def test_accounts_equal_what_the_loader_delivers(mix_store: Storage, run: Run, epochs: int | None, batch: int) -> None:
+    account = Account(mix_store, run, epochs)
+    loader = SequenceLoader(mix_store, run, batch, epochs=epochs)
+    assert len(account.steps(batch)) == loader.steps
     for step, found in enumerate(loader):
         counts = account.step(step, batch)
         tokens = found["tokens"]

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
 from infra.errors import StoreError
 from infra.storage import Storage
 from infra.store.block_cache import BlockCache
 from infra.store.sequences import sequence_cache
 from model.data.loader import Batch, SequenceLoader, held_out
+from tests.model.data.reading import same, through_workers
 from tests.s3.proxy import Proxy
 
 
@@ -33,10 +33,6 @@ def cache(tmp_path: Path, fakes: Any) -> BlockCache:
 
 def batches(store: Storage, run: Any = "pretrain", **options: Any) -> list[Batch]:
     return list(SequenceLoader(store, run, 4, micro_batch=2, **options))
-
-
-def same(a: list[Batch], b: list[Batch]) -> bool:
-    return len(a) == len(b) and all(torch.equal(x[key], y[key]) for x, y in zip(a, b, strict=True) for key in x)
 
 
 def of_blocks(proxy: Proxy) -> int:
@@ -72,8 +68,8 @@ def test_what_is_cached_is_not_asked_for_again(
     assert of_blocks(faulty_s3) == 9
     faulty_s3.reset()
     again = sequence_cache(cache.folder, cache.limit, 24)
-    assert same(batches(remote, cache=again), expected)
-    assert of_blocks(faulty_s3) == 0
+    assert same(batches(remote, cache=again, prefetch=0), expected)
+    assert of_blocks(faulty_s3) == faulty_s3.count("GET", r"seq-\d+\.sums") == 3  # what the blocks are found by
     assert (again.hits, again.misses) == (36, 0)
     assert faulty_s3.count("GET", "list-type") == 0
 
@@ -107,18 +103,23 @@ def test_a_byte_flipped_in_the_bucket_stops_the_loader(remote: Storage, cache: B
 def test_a_byte_flipped_on_the_way_is_read_once_more(
     mix_store: Storage, remote: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected, read, flipped = batches(mix_store), Storage.range, []
+    expected, read, flipped = batches(mix_store), Storage.range, Counter[str]()
 
     def damaged(self: Storage, name: str, start: int, stop: int) -> bytes:
         data = read(self, name, start, stop)
-        if name.endswith(".u16") and name not in flipped:
-            flipped.append(name)
+        if name.endswith(".u16") and flipped[name] < times:
+            flipped[name] += 1
             return bytes([data[0] ^ 1]) + data[1:]
         return data
 
     monkeypatch.setattr(Storage, "range", damaged)
+    times = 1
     assert same(batches(remote), expected)
     assert flipped
+    flipped.clear()
+    times = 2  # it is not read a third time, and what came is never served
+    with pytest.raises(StoreError, match="do not match their checksum"):
+        batches(remote, prefetch=0)
 
 
 def test_bytes_flipped_in_the_cache_are_fetched_anew(
@@ -144,15 +145,10 @@ def test_bytes_flipped_in_the_cache_are_fetched_anew(
 def test_workers_share_the_cache(
     mix_store: Storage, remote: Storage, cache: BlockCache, faulty_s3: Proxy, workers: int
 ) -> None:
-    def through(loader: SequenceLoader) -> Iterator[Batch]:
-        for micro in DataLoader(loader, batch_size=None, num_workers=workers):
-            loader.delivered(micro)
-            yield micro
-
     loader = SequenceLoader(remote, "pretrain", 4, micro_batch=2, cache=cache)
-    assert same(list(through(loader)), batches(mix_store))
-    first = of_blocks(faulty_s3)
-    assert first >= 9
+    assert same(list(through_workers(loader, workers)), batches(mix_store))
+    assert of_blocks(faulty_s3) >= 9
+    faulty_s3.reset()
     again = SequenceLoader(remote, "pretrain", 4, micro_batch=2, cache=cache)
-    assert same(list(through(again)), batches(mix_store))
-    assert of_blocks(faulty_s3) == first
+    assert same(list(through_workers(again, workers)), batches(mix_store))
+    assert of_blocks(faulty_s3) == faulty_s3.count("GET", r"seq-\d+\.sums") <= 3 * workers

@@ -5,13 +5,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from infra.errors import StoreError
 from infra.storage import Storage
+from model.data.loader import SequenceLoader
+from model.data.steps import BatchSizes
 from model.training.checkpoint import list_checkpoints
 from model.training.config import RampConfig
 from model.training.guard import NonFiniteError
+from model.training.loop import TrainingModule
 from model.training.monitors import read_metrics
+from model.training.optimizer import make_optimizer, set_learning_rate
+from model.training.schedule import factor
+from model.transformer.model import Transformer
+from tests.model.training.rank import CONFIG, MODEL
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -138,17 +146,52 @@ def test_fine_tuning_counts_answers_only(ranks: Any, tmp_path: Path) -> None:
 RAMP = {"batch_ramp": [RampConfig(until=12, batch=4)], "checkpoint_every": 2}
 
 
-def test_the_batch_grows_and_a_kill_in_the_ramp_changes_nothing(ranks: Any, tmp_path: Path) -> None:
-    whole = ranks(store=str(tmp_path / "whole"), config=RAMP)[0]
+@pytest.fixture(scope="module")
+def grown(ranks_of: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Weights of a run whose batch grows, and that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("grown")
+    whole = ranks_of(folder)(store=str(folder / "store"), config=RAMP)[0]
     assert whole.step == 3 + 4 + 2  # 12 of 42 sequences in fours, 30 in eights, then 14 of the next stage
-    lines = read_metrics(Storage(tmp_path / "whole"))
+    lines = read_metrics(Storage(folder / "store"))
     assert [line["tokens"] for line in lines] == [22 * n for n in (4, 4, 4, 8, 8, 8, 6, 8, 6)]
-    assert 0 not in ranks(store=str(tmp_path / "killed"), die_at=3, config=RAMP)
-    assert same_bits(ranks(store=str(tmp_path / "killed"), config=RAMP)[0].weights, whole.weights)
+    weights: dict[str, Any] = whole.weights
+    return weights
 
 
-@pytest.mark.parametrize("stage", [0, 1])
-def test_a_growing_batch_is_the_same_on_one_rank_and_two(ranks: Any, tmp_path: Path, stage: int) -> None:
+@pytest.mark.parametrize("last", [3, 5])
+def test_the_batch_grows_and_a_kill_in_or_after_the_ramp_changes_nothing(
+    ranks: Any, tmp_path: Path, grown: dict[str, Any], last: int
+) -> None:
+    """Every other step is a checkpoint, and the ramp ends with the third: gone on from the second, or the fourth."""
+    store = str(tmp_path / "killed")
+    assert 0 not in ranks(store=store, die_at=last, config=RAMP)
+    assert same_bits(ranks(store=store, config=RAMP)[0].weights, grown)
+
+
+@pytest.fixture(scope="module")
+def by_hand(mix: Storage) -> tuple[list[float], dict[str, np.ndarray]]:
+    """The run of RAMP in plain torch, every global batch in one go: gradient norms and weights."""
+    config = CONFIG.model_copy(update=RAMP)
+    loader = SequenceLoader(mix, "pretrain", BatchSizes.of(8, [(12, 4)]), prefetch=0)
+    model = Transformer(MODEL.model_copy(update={"dropout": 0.0}), loader.vocabulary.size).initialise(7)
+    module, optimizer = TrainingModule(model, config.z_loss, 1.0), make_optimizer(model, config.optimizer)
+    norms = []
+    for step, batch in enumerate(loader):
+        set_learning_rate(optimizer, config.optimizer.learning_rate * factor(config.schedule, step, loader.steps))
+        (module(batch)[0] / int(batch["loss_mask"].sum())).backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip)))
+        optimizer.step()
+        optimizer.zero_grad()
+    return norms, {name: weight.numpy() for name, weight in model.state_dict().items()}
+
+
+@pytest.mark.parametrize(("stage", "world"), [(0, 1), (0, 2), (1, 2), (2, 2), (3, 2)])
+def test_a_growing_batch_is_that_of_plain_torch(
+    ranks: Any, tmp_path: Path, by_hand: tuple[list[float], dict[str, np.ndarray]], stage: int, world: int
+) -> None:
+    """Three steps of one micro-batch on two ranks, then of two: what came before does not divide by two."""
     options = {"config": RAMP, "resources": {"zero_stage": stage}, "model": {"dropout": 0.0}}
-    a, b = (ranks(world=n, store=str(tmp_path / f"world-{n}"), **options)[0] for n in (1, 2))
-    assert max(np.abs(a.weights[k] - b.weights[k]).max() for k in a.weights) < 1e-3
+    found = ranks(world=world, store=str(tmp_path / "store"), **options)[0]
+    norms, weights = by_hand
+    assert [line["grad_norm"] for line in read_metrics(Storage(tmp_path / "store"))] == pytest.approx(norms, rel=1e-3)
+    assert max(np.abs(found.weights[name] - weights[name]).max() for name in weights) < 1e-3

@@ -23,8 +23,9 @@ def main(package: str, out: str, *paths: str) -> None:
             found[f"{path} count"] = np.array(len(list(data)))
         else:
             data = megatron_indexed()(path)
-            found |= {f"{path} {number} tokens": data[number] for number in range(len(data))}
-            found |= {f"{path} count": np.array(len(data)), f"{path} documents": data.document_indices}
+            # Copies: what it hands out lies in the file's memory map, and goes with it.
+            found |= {f"{path} {number} tokens": np.array(data[number]) for number in range(len(data))}
+            found |= {f"{path} count": np.array(len(data)), f"{path} documents": np.array(data.document_indices)}
     np.savez(out, **{name.replace("/", "|"): value for name, value in found.items()})
 
 

@@ -14,9 +14,13 @@ import pytest
 
 from infra.errors import RecipeError, StoreError
 from infra.storage import Storage
+from infra.store.plan import load_plan
+from infra.store.sequences import SequenceReader
 from model.data.loader import SequenceLoader
+from model.data.order import Order
 from model.vocabulary import PAD
 from tasks.exchange.export import ABOUT, LOST, export_tokens
+from tasks.exchange.records import UNSEEN, documents, sequences
 from tasks.sources import open_source
 from tasks.sources.config import SourceConfig
 from tests.model.data.conftest import mix_store  # noqa: F401 - the small mix folder
@@ -81,12 +85,14 @@ def test_mosaicml_streaming_reads_it(mix_store: Storage, exported: Path, tmp_pat
     ]
     found = read_with("streaming", tmp_path / "found.npz", paths)
     for run, name in [(r, name) for r, several in names.items() for name in several]:
-        expected = seen(mix_store, run)[name]
+        expected, before = seen(mix_store, run)[name], 0
+        if name != names[run][0]:
+            before = len(seen(mix_store, run)[names[run][0]])
         at = str(exported / "mds-sequences" / name)
         assert int(found[f"{at} count"]) == len(expected)
         for number, ids in enumerate(expected):
             assert found[f"{at} {number} tokens"].tolist() == ids.tolist()
-            assert int(found[f"{at} {number} position"]) == number
+            assert int(found[f"{at} {number} position"]) == before + number
             starts = found[f"{at} {number} starts"].tolist()
             assert starts == [t for t in range(len(ids)) if ids[t] == 0 or (ids[t] == PAD and ids[t - 1] != PAD)]
             assert (f"{at} {number} loss" in found) == (run == "finetune")
@@ -112,6 +118,28 @@ def test_megatron_core_reads_it(mix_store: Storage, exported: Path, tmp_path: Pa
             assert found[f"{path} 0 tokens"].dtype == ("int32" if "int32" in path else "uint16")
             got += [found[f"{path} {n} tokens"].tolist() for n in range(count)]
         assert got == expected
+
+
+@pytest.mark.parametrize("cut", [sequences, documents])
+def test_positions_are_those_of_the_run(mix_store: Storage, cut: Any) -> None:  # noqa: F811
+    plan = load_plan(mix_store)
+    for folders in (plan.stages, plan.finetune):
+        order = Order([(f.name, f.slices) for f in folders], plan.seed)
+        found: list[int] = []
+        for packed in folders:
+            reader = SequenceReader(mix_store, packed.folder)
+            for record in cut(mix_store, plan, packed):
+                position = record.fields["position"]
+                stage, number = order.locate([position])
+                assert folders[stage].name == packed.name
+                ids = reader.read(number.tolist())[0][0].tolist()
+                assert set(record.tokens_T.tolist()) <= set(ids)
+                if cut is sequences:
+                    assert record.tokens_T.tolist() == ids
+                found.append(position)
+        assert sorted(set(found)) == list(range(len(order)))
+    for packed in plan.held_out.values():
+        assert {record.fields["position"] for record in cut(mix_store, plan, packed)} == {UNSEEN}
 
 
 @pytest.mark.parametrize(("form", "unit"), COMBINATIONS)

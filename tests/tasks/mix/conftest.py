@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 from infra.store.commit import load_parts
 from infra.store.documents import DOCUMENTS
 from infra.store.manifest import Rows
+from infra.store.plan import Plan
 from infra.store.samples import SAMPLES
 from infra.store.tables import read_table, write_table
 from model.vocabulary import BOS, EOS, Vocabulary
@@ -22,6 +22,7 @@ from tasks.mix.index import Indexer, IndexItem, load_group
 from tasks.mix.packings import Streams
 from tasks.pool import PartOutput, run_items
 from tasks.recipe import Recipe, parse_recipe
+from tests.tasks.mix.reading import Known, build
 
 V = Vocabulary(image_codes=16, text_start=32, size=600)
 KINDS = {"emoji": "pairs", "text": "text", "stories": "interleaved", "quality": "pairs", "chat": "messages"}
@@ -125,26 +126,6 @@ def recipe_of() -> Callable[..., Recipe]:
     return make
 
 
-@dataclass(frozen=True)
-class Known:
-    """A document, read from its part by itself: what the mixture is checked against."""
-
-    source: str
-    part: str
-    row: int
-    held_out: bool
-    kind: str
-    category: str
-    lengths: list[int]
-    image_tokens: int
-    answer_tokens: int
-    sample_id: bytes
-
-    @property
-    def fits(self) -> bool:
-        return self.lengths[0] <= 64
-
-
 PRINTS = {"tokenize": "tokenize-0123", "encode": "encode-0123", "text-tokenizer": "t"}
 
 
@@ -194,3 +175,10 @@ def streams(workdir: Path, recipe_of: Callable[..., Recipe]) -> Streams:
     items = [IndexItem(part.rpartition("-")[0], int(part[-6:]), (part,)) for part in context.manifest("tokenize").parts]
     made = load_parts(context.store(), run_items(context, items, Indexer, workers=0))
     return Streams.of(made, recipe, lambda part: load_group(context, part))
+
+
+@pytest.fixture(scope="session")
+def built(workdir: Path, recipe_of: Callable[..., Recipe]) -> tuple[StepContext, Plan]:
+    """The untouched recipe's mixture."""
+    context = StepContext(recipe_of(), str(workdir), "mix", "job", prints=PRINTS | {"mix": "mix-base-0123"})
+    return context, build(context, workers=0)

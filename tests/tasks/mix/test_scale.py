@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tasks.mix.config import MixConfig
 from tasks.mix.group import PRETRAIN, Group
 from tasks.mix.packings import Packing, slices_of
 from tasks.mix.plan import named, outline, pretrain_intervals, supply_of
+from tasks.mix.run import files_of
 from tasks.mix.streams import Stream
 from tasks.recipe import load_recipe
 
@@ -105,3 +111,28 @@ def test_intervals_and_slices_of_the_papers_mixture(streams: dict[str, Stream]) 
         for i in intervals:
             runs = {(r.turn, r.number) for item in items for s in item.strands if s.stream == i.stream for r in s.runs}
             assert len(runs) == len(streams[i.stream].runs(i.start, i.stop))
+
+
+class Unwalked(list[str]):
+    """Names of slices that nobody may go through from the first."""
+
+    def __iter__(self) -> Iterator[str]:
+        raise AssertionError("files times slices: 94 million steps for the paper's first stage")
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 9), max_size=20), st.integers(1, 12))
+def test_every_sequence_of_every_slice_is_in_one_file(slices: list[int], size: int) -> None:
+    packing = Packing("pretrain", "one", [], [], loss=False, slices=slices)
+    packing.layouts = Unwalked([f"layout-{n}" for n in range(len(slices))])
+    context: Any = SimpleNamespace(recipe=SimpleNamespace(mix=SimpleNamespace(file_sequences=size)))
+    files = list(files_of(packing, context))
+    assert [(f.number, f.first) for f in files] == [(n, n * size) for n in range(len(files))]
+    found = []
+    for file in files:
+        held = [(s.file, s.first, n) for s in file.stretches for n in range(s.start, s.stop)]
+        assert len(held) == file.sequences == min(size, packing.sequences - file.first)
+        assert all(s.start < s.stop for s in file.stretches)
+        found += held
+    first = [sum(slices[:n]) for n in range(len(slices))]
+    assert found == [(f"layout-{n}", first[n], k) for n, count in enumerate(slices) for k in range(count)]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tasks.mix.group import HELD_OUT, PRETRAIN
 from tasks.mix.packings import Streams
 from tasks.mix.streams import Stream, Totals, in_order
-from tests.tasks.mix.conftest import Known
+from tests.tasks.mix.reading import Known
 
 within = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 Place = tuple[str, int, int]

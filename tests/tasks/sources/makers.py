@@ -80,5 +80,7 @@ FORMATS: dict[str, Format] = {
         )
         for p in PACK
     },
+    "mds": Format(documents.tokens_mds, "mds", ("bad-tokens",)),
+    "megatron": Format(documents.tokens_megatron, "megatron", ("bad-tokens",)),
 }
 """Every format, by a name for tests: the type, and how it is packed."""

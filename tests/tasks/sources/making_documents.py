@@ -7,6 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from infra.storage import Storage
+from tasks.exchange.mds import MdsWriter
+from tasks.exchange.megatron import MegatronWriter
 from tests.tasks.sources.making import (
     BROKEN,
     PACK,
@@ -183,3 +186,20 @@ def tokens_jsonl(packed: str, folder: Path, rows: list[Row]) -> Written:
     name = f"tokens.jsonl{packed}"
     put(folder / name, PACK[packed](b"".join(lines)))
     return "tokens", name, {}, faults_of(name, rows)
+
+
+def tokens_mds(folder: Path, rows: list[Row]) -> Written:
+    store = Storage(folder / "mds")
+    writer = MdsWriter(store, {"tokens": "ndarray:int32"})
+    for value in _token_values(rows):
+        writer.write({"tokens": value})
+    writer.finish()
+    return "tokens", "mds", {}, faults_of("shard.00000.mds", rows)
+
+
+def tokens_megatron(folder: Path, rows: list[Row]) -> Written:
+    writer = MegatronWriter(Storage(folder / "megatron"), "int32")
+    for value in _token_values(rows):
+        writer.write(np.array(value))
+    writer.finish()
+    return "tokens", "megatron", {}, faults_of("tokens-00000.idx", rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,31 @@ def test_a_row_is_cut_at_its_marks(row: list[int]) -> None:
     assert all(i > 2 for s in found for i in np.frombuffer(s.tokens, "<u2"))
     assert [s.key for s in found] == ["f#3", *(f"f#3.{n}" for n in range(1, len(found)))]
     assert all(s.tokens for s in found) or len(found) == 1
+
+
+@given(st.lists(st.sampled_from([0, 1, 2, 7, 8]), max_size=40), st.integers(1, 9))
+def test_documents_do_not_depend_on_how_a_row_is_gone_through(row: list[int], block: int) -> None:
+    # Cut by the words of documents_in: before every <s>, behind every </s>, padding left out.
+    pieces: list[list[int]] = [[]]
+    for i in row:
+        if i == 0:
+            pieces.append([])
+        if i > 2:
+            pieces[-1].append(i)
+        if i == 2:
+            pieces.append([])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tasks.sources.tokens._BLOCK", block)
+        assert ids(list(documents_in(np.array(row, np.uint16), "f", 1))) == ([p for p in pieces if p] or [[]])
+
+
+def test_a_row_of_nothing_but_marks_costs_its_own_size() -> None:
+    tracemalloc.start()
+    try:
+        assert [s.tokens for s in documents_in(np.full(1 << 20, 2, np.uint16), "f", 1)] == [b""]
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def shard(columns: dict[str, tuple[str, int | None]], rows_: list[bytes]) -> bytes:
@@ -151,6 +177,45 @@ def test_what_a_damaged_file_is_told_as(tmp_path: Path) -> None:
     (gone,) = rows(source(tmp_path, "megatron"))
     assert isinstance(gone, BadRow)
     assert "there is no tokens-00000.bin" in gone.message
+
+
+HEAD = json.dumps({"column_names": ["tokens"], "column_encodings": ["ndarray:uint16"], "column_sizes": [None]}).encode()
+
+
+@pytest.mark.parametrize(
+    ("head", "sample", "error", "said"),
+    [
+        (HEAD, b"abc", "bad-tokens", "a sample of 3 bytes is shorter than the sizes of its columns"),
+        (HEAD, b"", "bad-tokens", "a sample of 0 bytes is shorter"),
+        (HEAD, b"\xff\xff\xff\xff", "bad-tokens", "a sample is shorter than its columns"),
+        (HEAD, bytes(201), "too-large", "201 bytes; at most 200 are read"),
+        (b"[" * 200_000, b"", "damaged-file", "does not say what its columns are"),
+        (b" " * (1 << 21), b"", "damaged-file", "describes its columns in 2,097,152 bytes"),
+    ],
+)
+def test_hostile_shards_cost_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, head: bytes, sample: bytes, error: str, said: str
+) -> None:
+    monkeypatch.setattr("tasks.sources.mds.MAX_FILE_BYTES", 200)
+    good = struct.pack("<I", 4) + b"\x04\x01" + np.array([9], "<u2").tobytes()
+    offsets = np.cumsum([16 + 4 + len(head), len(sample), len(good)]).astype("<u4") - 4
+    data = np.uint32(2).tobytes() + offsets.tobytes() + head + sample + good
+    (tmp_path / "shard.00000.mds").write_bytes(data)
+    bad, *rest = rows(source(tmp_path, "mds"))
+    assert isinstance(bad, BadRow)
+    assert (bad.error, bad.row) == (error, 1)
+    assert said in bad.message
+    assert ids([r for r in rest if isinstance(r, RawSample)]) == ([[9]] if head == HEAD else [])
+
+
+@pytest.mark.parametrize("offset", [(1 << 63) - 2, 1 << 62, -1])
+def test_offsets_beyond_any_file_cost_rows(tmp_path: Path, offset: int) -> None:
+    (tmp_path / "x.bin").write_bytes(bytes(range(20)))
+    numbers = np.array([5, 5], "<i4").tobytes() + np.array([offset, 10], "<i8").tobytes()
+    head = struct.pack("<9sQBQQ", MAGIC, 1, 8, 2, 3)
+    (tmp_path / "x.idx").write_bytes(head + numbers + np.arange(3, dtype="<i8").tobytes())
+    bad = next(r for r in rows(source(tmp_path, "megatron")) if isinstance(r, BadRow))
+    assert bad.error == "damaged-file"
 
 
 def test_work_items_follow_from_the_first_shard(tmp_path: Path) -> None:
