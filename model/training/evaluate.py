@@ -14,7 +14,7 @@ from model.data.loader import held_out, held_out_sources
 def held_out_losses(engine: Any, mix: Storage, sequences: int, batch: int) -> dict[str, dict[str, float]]:
     """Mean nats a counted token of the first ``sequences`` held-out sequences of each source.
 
-    ``engine`` is the DeepSpeed engine around a :class:`model.training.loop.TrainingModule`; dropout is off meanwhile.
+    ``engine`` is the DeepSpeed engine around a :class:`model.training.module.TrainingModule`; dropout is off meanwhile.
     Called by all ranks together, and the same on all. ``{source: {"text": loss, "image": loss}}``, a modality only
     where it occurs.
     """

@@ -8,7 +8,7 @@ import torch
 
 from model.data.loader import make_batch
 from model.training.config import PretrainConfig
-from model.training.loop import TrainingModule
+from model.training.module import TrainingModule
 from model.transformer.config import TransformerConfig
 from model.transformer.model import Transformer
 from model.vocabulary import BOS, EOS, PAD, Vocabulary

@@ -14,7 +14,7 @@ from model.data.steps import BatchSizes
 from model.training.checkpoint import list_checkpoints
 from model.training.config import RampConfig
 from model.training.guard import NonFiniteError
-from model.training.loop import TrainingModule
+from model.training.module import TrainingModule
 from model.training.monitors import read_metrics
 from model.training.optimizer import make_optimizer, set_learning_rate
 from model.training.schedule import factor
