@@ -14,8 +14,13 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, p in model.named_parameters():
-        (plain if "norm" in name or p.ndim < 2 else decayed).append(p)
+        (decayed if decays(name, p.ndim) else plain).append(p)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+
+
+def decays(name: str, dimensions: int) -> bool:
+    """Whether a parameter of that name is a matrix that decays."""
+    return "norm" not in name and dimensions >= 2
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:

@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from model.training.watch import throughput
+from model.training.watch.throughput import Throughput, flops_per_token, matmul_rate, nominal_peak
+from model.transformer.config import TransformerConfig
+
+
+def test_both_counts_of_chameleon_7b() -> None:
+    """FACTS: 2,984 tokens/s on an A100 of 312 TFLOP/s are 40% by six a weight and 46.4% with full attention."""
+    full, causal = flops_per_token(TransformerConfig(), 65536, 4096)
+    found = Throughput(full, causal, 312e12, "").mfu(2984)
+    assert found["mfu_full"] == pytest.approx(0.464, abs=0.01)
+    assert full - causal == 6 * 32 * 4096 * 4096
+    assert found["mfu_causal"] == pytest.approx(0.464 - 0.5 * 0.0616, abs=0.01)
+
+
+def test_a_known_device_has_its_nominal_rate_and_others_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(throughput.torch.cuda, "get_device_name", lambda device: "NVIDIA A100-SXM4-80GB")
+    cuda = torch.device("cuda")
+    assert nominal_peak(cuda, torch.bfloat16) == 312e12
+    assert nominal_peak(cuda, torch.float32) is None
+    monkeypatch.setattr(throughput.torch.cuda, "get_device_name", lambda device: "Somebody's GPU")
+    assert nominal_peak(cuda, torch.bfloat16) is None
+    assert nominal_peak(torch.device("cpu"), torch.bfloat16) is None
+    before = torch.get_rng_state()
+    assert 1e7 < matmul_rate(torch.device("cpu"), torch.float32, 64) < 1e14
+    assert torch.equal(before, torch.get_rng_state())
