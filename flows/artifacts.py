@@ -14,6 +14,8 @@ from prefect.artifacts import (
     create_table_artifact,
     update_progress_artifact,
 )
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactUpdate
 
 from flows.display import describe_progress, summary
 from infra.storage import Storage
@@ -24,6 +26,9 @@ INTERVAL_S = 5.0
 
 PICTURE_LIMIT = 2 << 20
 
+CURVES_S = 30.0
+"""Between two drawings of a training's curves, which take a second or two of the flow's process."""
+
 
 class ProgressArtifact:
     """A step's progress bar in the Prefect UI, and the newest picture that its job has to show."""
@@ -33,6 +38,8 @@ class ProgressArtifact:
         self._shown = ""
         self._id: UUID | None = None
         self._last = 0.0
+        self._curves: UUID | None = None
+        self._drawn = float("-inf")
 
     def update(self, state: dict[str, Any]) -> None:
         """Shows a job's report, at most every few seconds."""
@@ -52,6 +59,23 @@ class ProgressArtifact:
             data = self._workdir.get_or_none(picture)
             if data is not None and len(data) <= PICTURE_LIMIT:
                 _show(f"{self._step}-so-far", data, f"{self._step}: {words}")
+        if state.get("curves") and now - self._drawn >= CURVES_S:
+            self._drawn = now
+            self._draw(state["curves"], f"{self._step}: {words}")
+
+    def _draw(self, name: str, description: str) -> None:
+        """A training's curves so far. One artifact is updated: a version a drawing would fill the server's database."""
+        from tasks.train.live import draw_live
+
+        data = self._workdir.get_or_none(name)
+        if data is None:
+            return
+        png = draw_live(data)
+        if self._curves is None:
+            self._curves = _show(f"{self._step}-curves", png, description)
+        else:
+            with get_client(sync_client=True) as client:
+                client.update_artifact(self._curves, ArtifactUpdate(data=_data_uri(png), description=description))
 
 
 def publish(step: str, manifest: StepManifest, store: Storage) -> None:
@@ -84,6 +108,11 @@ def publish(step: str, manifest: StepManifest, store: Storage) -> None:
             _show(key, store.get(file.name), f"{step}: {file.name}")
 
 
-def _show(key: str, png: bytes, description: str) -> None:
-    data = base64.b64encode(png).decode()
-    create_image_artifact(f"data:image/png;base64,{data}", key=key, description=description)
+def _show(key: str, png: bytes, description: str) -> UUID:
+    found: Any = create_image_artifact(_data_uri(png), key=key, description=description)
+    identity: UUID = found
+    return identity
+
+
+def _data_uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"

@@ -23,6 +23,8 @@ class Progress:
         self._last = 0.0
         self.picture = ""
         """The newest picture worth looking at, a PNG's name in the work folder; empty: none."""
+        self.curves = ""
+        """Points of curves for the flow to draw, a file's name in the work folder; empty: none."""
 
     def update(
         self,
@@ -51,6 +53,7 @@ class Progress:
             "quarantined": quarantined,
             "note": note,
             **({"picture": self.picture} if self.picture else {}),
+            **({"curves": self.curves} if self.curves else {}),
         }
         self._store.put(self._name, json.dumps(state).encode())
 

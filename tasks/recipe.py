@@ -22,6 +22,7 @@ from model.generation.config import GenerationConfig
 from model.image_tokenizer.config import ImageTokenizerConfig, ImageTokenizerTraining
 from model.text_tokenizer.config import TextTokenizerConfig
 from model.training.config import FinetuneConfig, PretrainConfig
+from model.training.watch.config import WatchConfig
 from model.transformer.config import ExportConfig, TransformerConfig
 from model.vocabulary import Vocabulary
 from tasks.documents.config import RemovalConfig
@@ -56,6 +57,7 @@ class Recipe(Config):
     model_import: ModelImport = ModelImport()
     pretrain: PretrainConfig = PretrainConfig()
     finetune: FinetuneConfig = FinetuneConfig()
+    watch: WatchConfig = WatchConfig()
     generation: GenerationConfig = GenerationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     export: ExportConfig = ExportConfig()

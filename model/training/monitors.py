@@ -1,12 +1,7 @@
-"""What is written down about a training: a line of ``metrics.jsonl`` a step, and the same for TensorBoard.
+"""What is written down about a training: a line of ``metrics.jsonl`` a step, and the same to other places.
 
-A line's keys: ``step`` (1-based, the step just finished), ``stage``, ``loss`` (nats a counted token), ``loss_text`` and
-``loss_image`` (absent where a batch has none), ``z2`` and ``log_z`` (means of log²Z and log Z), ``grad_norm`` (before
-clipping), ``spike`` (only on a spike: multiple of the rolling median), ``learning_rate``, ``output_norm`` (mean L2 norm
-of the last layer's output, which the paper watches as the first sign of divergence), ``image_share`` (of the counted
-labels), ``tokens`` (not padding, this step), ``total_tokens``, ``tokens_per_s``; and every ``evaluate_every`` steps
-``held_out``: ``{source: {"text": loss, "image": loss}}``. The image tokenizer's lines have keys of their own
-(``docs/image-tokenizer.md``) and the same ways.
+What the keys of a line mean is in ``docs/watching.md``; the image tokenizer's are in ``docs/image-tokenizer.md``. Where
+else the figures go is in ``watch/sinks.py``.
 """
 
 from __future__ import annotations
@@ -14,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +17,19 @@ import numpy as np
 import numpy.typing as npt
 
 from infra.storage import Storage
+from model.training.watch.config import WatchConfig
+from model.training.watch.sinks import open_sinks
 
 METRICS = "metrics.jsonl"
-TENSORBOARD = "tensorboard"
 
 
 class MetricsLog:
-    """Appends to ``metrics.jsonl`` and TensorBoard's event files; on resuming, lines past the checkpoint are dropped.
+    """Appends to ``metrics.jsonl`` and to other sinks; on resuming, lines past the checkpoint are dropped.
 
     On S3, which cannot append, the file is kept beside and uploaded by :meth:`keep` at every checkpoint.
     """
 
-    def __init__(self, store: Storage, first_step: int) -> None:
+    def __init__(self, store: Storage, first_step: int, watch: WatchConfig | None = None) -> None:
         self._store = store
         self._temporary: Path | None = None
         if store.local:
@@ -49,33 +45,33 @@ class MetricsLog:
         aside.write_text("".join(kept), encoding="utf-8")
         aside.replace(self._path)
         self._file = self._path.open("a", encoding="utf-8")
-        self._board = _event_writer(store, first_step)
+        self._sinks = open_sinks(watch or WatchConfig(), store, first_step)
 
     def write(self, line: dict[str, Any]) -> None:
         """Writes one step's line; it is on the file system when this returns."""
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
-        if self._board is not None:
-            for name, value in _flat(line):
-                self._board.add_scalar(name, value, line["step"])
+        figures = dict(flat(line))
+        for sink in self._sinks:
+            sink.figures(line["step"], figures)
 
     def show(self, name: str, picture: npt.NDArray[np.uint8], step: int) -> None:
-        """A picture, (height, width, 3), for TensorBoard; the log's file holds figures alone."""
-        if self._board is not None:
-            self._board.add_image(name, picture, step, dataformats="HWC")
+        """A picture, (height, width, 3), for the sinks; the log's file holds figures alone."""
+        for sink in self._sinks:
+            sink.picture(step, name, picture)
 
     def keep(self) -> None:
         """Makes everything so far lasting."""
-        if self._board is not None:
-            self._board.flush()
+        for sink in self._sinks:
+            sink.keep()
         if self._temporary is not None:
             self._store.put(METRICS, self._path.read_bytes())
 
     def close(self) -> None:
         self.keep()
         self._file.close()
-        if self._board is not None:
-            self._board.close()
+        for sink in self._sinks:
+            sink.close()
         if self._temporary is not None:
             shutil.rmtree(self._temporary, ignore_errors=True)
 
@@ -92,21 +88,19 @@ def _whole_lines(path: Path) -> list[str]:
     return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
 
 
-def _event_writer(store: Storage, first_step: int) -> Any:
-    if not store.local:
-        return None  # event files are appended to; TensorBoard can read metrics.jsonl's figures after the run
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(store.path(TENSORBOARD)), purge_step=first_step + 1)
-
-
-def _flat(line: dict[str, Any]) -> Iterator[tuple[str, float]]:
+def flat(line: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """A line's figures by slash-separated names: ``train/loss``, ``train/residual_norms/00``, ``held_out/web/text``."""
     for key, value in line.items():
-        if key == "held_out":
-            for name, found in value.items():
-                if isinstance(found, dict):  # a source's losses, by modality
-                    yield from ((f"held_out/{name}/{modality}", loss) for modality, loss in found.items())
-                else:
-                    yield f"held_out/{name}", found
-        elif key != "step" and isinstance(value, int | float):
-            yield f"train/{key}", value
+        if key != "step":
+            yield from _leaves(key if key == "held_out" else f"train/{key}", value)
+
+
+def _leaves(name: str, value: Any) -> Iterator[tuple[str, float]]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _leaves(f"{name}/{key}", inner)
+    elif isinstance(value, list):
+        for place, inner in enumerate(value):
+            yield from _leaves(f"{name}/{place:02d}", inner)
+    elif isinstance(value, int | float):
+        yield name, float(value)

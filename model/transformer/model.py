@@ -6,6 +6,7 @@ Shape letters: B batch, T positions, D width, V vocabulary.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +51,9 @@ class Transformer(nn.Module):
         self.norm = nn.RMSNorm(config.dim, config.norm_eps)
         self.lm_head = Head(vocabulary_size, config.dim)
         self.attention_backend: AttentionBackend = "auto"
+        self.see: Callable[[int, Tensor], None] | None = None
+        """Shown the residual stream (B, T, D) after 0, 1, … layers in every forward. Outside of the layers, which may
+        be compiled."""
 
     def forward(
         self,
@@ -88,8 +92,12 @@ class Transformer(nn.Module):
             attend = masked(backend, cache.mask(documents_BT), dtype)
         else:
             attend = prepare(backend, documents_BT, b, t, x_BTD.device, dtype, segments)
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers):
+            if self.see is not None:
+                self.see(number, x_BTD)
             x_BTD = layer(x_BTD, table, attend, cache)
+        if self.see is not None:
+            self.see(len(self.layers), x_BTD)
         if cache is not None and documents_BT is not None:
             cache.advance(documents_BT)
         out: Tensor = self.norm(x_BTD)

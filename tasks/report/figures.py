@@ -57,6 +57,9 @@ class Line:
     colour: str = INK
     noisy: bool = False
     dots: bool = False
+    low: Sequence[float] = ()
+    """Where each point stands for a stretch: the least and the largest of it, drawn faint as a band."""
+    high: Sequence[float] = ()
 
 
 @dataclass(frozen=True)
@@ -87,26 +90,34 @@ def curves(
 ) -> Panel:
     """Lines over steps, with the stages as bands behind them."""
     with _axes(x_label, y_label) as (figure, axes):
-        for line in lines:
-            style: dict[str, Any] = {"color": line.colour}
-            if line.noisy and len(line.y) > 20:
-                axes.plot(line.x, line.y, **style, alpha=0.25, linewidth=0.8)
-                axes.plot(line.x, running_mean(line.y), label=line.label, **style)
-            else:
-                marker = {"marker": "o", "markersize": 3} if line.dots else {}
-                axes.plot(line.x, line.y, label=line.label, **style, **marker)
-        if log:
-            _log_scale(axes)
-        edges = (bands or Bands()).edges
-        for number, (name, (start, stop)) in enumerate(edges.items() if len(edges) > 1 else ()):
-            if number % 2:
-                axes.axvspan(start, stop, color="#f3f1ea", zorder=0, linewidth=0)
-            place = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "bottom"}
-            axes.annotate(name, ((start + stop) / 2, 1.01), size=8, color="#8b929b", **place)
-        axes.margins(x=0.01)
-        if sum(bool(line.label) for line in lines) > 1:
-            axes.legend(ncols=2 if len(lines) > 4 else 1, loc="best")
+        draw(axes, lines, log=log, bands=bands)
         return Panel(title, _svg(figure), words)
+
+
+def draw(axes: Any, lines: Sequence[Line], *, log: bool = False, bands: Bands | None = None) -> None:
+    """Lines over steps, with the stages as bands behind them, on matplotlib's axes."""
+    for line in lines:
+        style: dict[str, Any] = {"color": line.colour}
+        if line.low:
+            axes.fill_between(line.x, line.low, line.high, color=line.colour, alpha=0.18, linewidth=0)
+        if line.noisy and len(line.y) > 20:
+            if not line.low:
+                axes.plot(line.x, line.y, **style, alpha=0.25, linewidth=0.8)
+            axes.plot(line.x, running_mean(line.y), label=line.label, **style)
+        else:
+            marker = {"marker": "o", "markersize": 3} if line.dots else {}
+            axes.plot(line.x, line.y, label=line.label, **style, **marker)
+    if log:
+        _log_scale(axes)
+    edges = (bands or Bands()).edges
+    for number, (name, (start, stop)) in enumerate(edges.items() if len(edges) > 1 else ()):
+        if number % 2:
+            axes.axvspan(start, stop, color="#f3f1ea", zorder=0, linewidth=0)
+        place = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "bottom"}
+        axes.annotate(name, ((start + stop) / 2, 1.01), size=8, color="#8b929b", **place)
+    axes.margins(x=0.01)
+    if sum(bool(line.label) for line in lines) > 1:
+        axes.legend(ncols=2 if len(lines) > 4 else 1, loc="best")
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +18,8 @@ from tasks.report.html import png_uri
 from tasks.report.read import Run, in_order
 from tasks.steps import BY_NAME
 from tasks.train import fertility
+from tasks.train.curves import training_plots
+from tasks.train.history import History
 
 CODES_READ = 20_000_000
 """Codes counted for the codebook's use, at most."""
@@ -153,55 +154,17 @@ def _bar(run: Run, store: PackedStore) -> dict[str, Any]:
 
 
 def training(run: Run, step: str) -> dict[str, Any] | None:
-    """Curves of a training: loss and held-out loss by modality, norms, rate, speed."""
+    """Curves of a training, as they were to be seen while it ran."""
     lines, facts = run.metrics(step), run.facts(step)
     if not lines:
         return None
     bands = Bands(stretches(lines))
     panels = [
-        figures.curves(
-            "Training loss by modality",
-            [_line(lines, "loss_text", "text", figures.TEXT), _line(lines, "loss_image", "image", figures.IMAGE)],
-            y_label="nats a token",
-            bands=bands,
-        ),
-        *_held_out_panels(run, lines, bands),
-        figures.curves(
-            "Gradient norm before clipping", [_line(lines, "grad_norm", "", figures.INK)], log=True, bands=bands
-        ),
-        figures.curves(
-            "Norm of the last layer's output", [_line(lines, "output_norm", "", figures.ACCENT)], bands=bands
-        ),
-        figures.curves("log Z", [_line(lines, "log_z", "", "#7b5ea7")], bands=bands),
-        figures.curves("Learning rate", [_line(lines, "learning_rate", "", figures.ACCENT)], bands=bands),
+        figures.curves(plot.title, plot.lines, y_label=plot.y_label, log=plot.log, bands=bands)
+        for plot in training_plots(History(lines), colours(run))
     ]
     spikes = [line["step"] for line in lines if "spike" in line]
     return {"panels": panels, "facts": facts, "spikes": spikes, "steps": lines[-1]["step"]}
-
-
-def _held_out_panels(run: Run, lines: Sequence[Mapping[str, Any]], bands: Bands) -> list[Any]:
-    """Held-out loss over the training: one panel for text, one for pictures, a line a source."""
-    measured = [line for line in lines if "held_out" in line]
-    paint, panels = colours(run), []
-    for modality, title in (("text", "Held-out loss, text"), ("image", "Held-out loss, pictures")):
-        found = []
-        for source in sorted({s for line in measured for s in line["held_out"]}, key=list(paint).index):
-            points = [
-                (m["step"], m["held_out"][source][modality])
-                for m in measured
-                if modality in m["held_out"].get(source, {})
-            ]
-            if points:
-                x, y = zip(*points, strict=True)
-                found.append(Line(source, x, y, paint[source], dots=len(x) < 30))
-        if found:
-            panels.append(figures.curves(title, found, y_label="nats a token", bands=bands))
-    return panels
-
-
-def _line(lines: Sequence[Mapping[str, Any]], key: str, label: str, colour: str) -> Line:
-    points = [(line["step"], line[key]) for line in lines if math.isfinite(line.get(key, math.nan))]
-    return Line(label, [x for x, _ in points], [y for _, y in points], colour, noisy=True)
 
 
 def stretches(lines: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, float]]:

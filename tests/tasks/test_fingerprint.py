@@ -35,6 +35,7 @@ def changed(before: Recipe, after: Recipe) -> set[str]:
     [
         ("resources.train_workers=7", set()),
         ("resources.precision=bf16", set()),
+        ("watch.every=3", set()),
         ("name=other", set()),
         ("generation.temperature=0.5", {"evaluate", "report"}),
         ("finetune.epochs=9", {"finetune", "evaluate", "export", "report"}),

@@ -1,10 +1,29 @@
-"""Configuration of what is looked at while the transformer trains."""
+"""Configuration of what is looked at while the transformer trains, and where its figures go."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 from pydantic import Field
 
 from infra.config import Config
+
+
+class WandbConfig(Config):
+    """Figures to Weights & Biases, too. Who may write there is in the workers' environment (WANDB_API_KEY)."""
+
+    project: str = "calumma"
+    entity: str | None = None
+    mode: Literal["online", "offline"] = "online"
+    """offline: into the step's folder, for ``wandb sync`` later."""
+
+
+class MlflowConfig(Config):
+    """Figures to MLflow, too. Who may write there is in the workers' environment (MLFLOW_TRACKING_TOKEN, …)."""
+
+    tracking_uri: str
+    """Of a server (``http://host:5000``), or a database (``sqlite:////path/mlflow.db``)."""
+    experiment: str = "calumma"
 
 
 class WatchConfig(Config):
@@ -14,3 +33,7 @@ class WatchConfig(Config):
     """Steps between two looks inside: attention logits, sizes of updates, memory; 0: never."""
     attention_positions: int = Field(default=64, ge=1)
     """Positions of a sequence, about, whose attention logits are looked at; of all heads and layers."""
+    tensorboard: bool = True
+    """Event files in the step's folder, where that is on a disk. ``metrics.jsonl`` is always written."""
+    wandb: WandbConfig | None = None
+    mlflow: MlflowConfig | None = None

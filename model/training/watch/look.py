@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import psutil
@@ -33,19 +32,18 @@ from model.transformer.model import Transformer
 
 
 class ResidualNorms:
-    """L2 norms of the residual stream: what the layers of the last forward got, and the final norm."""
+    """L2 norms of the residual stream of the last forward, after 0, 1, … layers."""
 
     def __init__(self, transformer: Transformer) -> None:
         self._seen: list[Tensor] = [torch.empty(0)] * (transformer.config.layers + 1)
-        for place, module in enumerate((*transformer.layers, transformer.norm)):
-            module.register_forward_pre_hook(partial(self._see, place))
+        transformer.see = self._see
 
     def sums(self, real_BT: Tensor) -> Tensor:
         """Sums of the norms over real positions, float64 (layers + 1,): the embedding's first, the output's last."""
         return torch.stack([norm_BT[real_BT].double().sum() for norm_BT in self._seen])
 
-    def _see(self, place: int, module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        self._seen[place] = torch.linalg.vector_norm(inputs[0].detach(), dim=-1, dtype=torch.float32)
+    def _see(self, layers: int, x_BTD: Tensor) -> None:
+        self._seen[layers] = torch.linalg.vector_norm(x_BTD.detach(), dim=-1, dtype=torch.float32)
 
 
 class Watch:
@@ -149,4 +147,5 @@ def largest_logit(q_BHTC: Tensor, k_BKSC: Tensor, documents_BT: Tensor, chosen_R
     theirs_BR1 = documents_BT[:, chosen_R, None]
     earlier_RS = torch.arange(t, device=chosen_R.device) <= chosen_R[:, None]
     seen_BRS = (theirs_BR1 == documents_BT[:, None]) & (theirs_BR1 >= 0) & earlier_RS
-    return scores_BHRS.masked_fill_(~seen_BRS[:, None], -torch.inf).amax()
+    largest: Tensor = scores_BHRS.masked_fill_(~seen_BRS[:, None], -torch.inf).amax()
+    return largest

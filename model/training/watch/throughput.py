@@ -65,8 +65,8 @@ class Throughput:
     def mfu(self, tokens_per_s: float) -> dict[str, float]:
         """``mfu_full`` and ``mfu_causal``, shares of the peak."""
         return {
-            "mfu_full": round(tokens_per_s * self.full / self.peak, 4),
-            "mfu_causal": round(tokens_per_s * self.causal / self.peak, 4),
+            "mfu_full": float(f"{tokens_per_s * self.full / self.peak:.4g}"),
+            "mfu_causal": float(f"{tokens_per_s * self.causal / self.peak:.4g}"),
         }
 
 

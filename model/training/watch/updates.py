@@ -38,15 +38,20 @@ def squared_norms(engine: Any, transformer: Transformer) -> tuple[list[str], Ten
     taken = next((float(state["step"]) for state in base.state.values() if "step" in state), 0.0)
     if not taken:
         return names, sums_2N
+    # In bf16 without ZeRO the optimizer works on float32 copies, group by group in the parameters' order.
+    pairs = zip(
+        getattr(engine.optimizer, "fp16_groups", ()), getattr(engine.optimizer, "fp32_groups", ()), strict=False
+    )
+    copies: dict[Tensor, Tensor] = {p: copy for group, kept in pairs for p, copy in zip(group, kept, strict=True)}
     parted = False
     for name, p in transformer.named_parameters():
         parted = parted or hasattr(p, "ds_id") or hasattr(p, "_hp_mapping")
-        state = adam_state(base, p)
+        state = adam_state(base, p, copies.get(p, p))
         if state is None:
             continue
         place = names.index(_group_of(name))
         shrink = decay if decays(name, len(getattr(p, "ds_shape", p.shape))) else 0.0
-        for w, m, v in zip(*(piece.split(CHUNK) for piece in state), strict=True):
+        for w, m, v in zip(*(torch.split(piece, CHUNK) for piece in state), strict=True):
             step = (m / (1 - beta**taken)) / ((v / (1 - beta_v**taken)).sqrt_().add_(eps)) + shrink * w
             moved = rate / (1 - rate * shrink) * torch.linalg.vector_norm(step)  # w has shrunk already
             sums_2N[0, place] += moved.double().square()
@@ -56,10 +61,12 @@ def squared_norms(engine: Any, transformer: Transformer) -> tuple[list[str], Ten
     return names, sums_2N
 
 
-def adam_state(base: torch.optim.Optimizer, p: nn.Parameter) -> AdamState | None:
-    """This rank's piece of a parameter; None where all of it is on others, or before the first step.
+def adam_state(base: torch.optim.Optimizer, p: nn.Parameter, copy: Tensor) -> AdamState | None:
+    """This rank's piece of a parameter; None where all of it is on others.
 
-    ``base`` is torch's optimizer inside of DeepSpeed's.
+    Args:
+        base: torch's optimizer inside of DeepSpeed's.
+        copy: what stands for the parameter in the optimizer where that has it whole: the parameter or a copy.
     """
     if hasattr(p, "ds_id"):  # ZeRO 3
         from deepspeed.utils import safe_get_local_fp32_param, safe_get_local_optimizer_state
@@ -73,10 +80,10 @@ def adam_state(base: torch.optim.Optimizer, p: nn.Parameter) -> AdamState | None
         place, state = p._hp_mapping.get_hp_fragment_address(), base.state[flat]
         pieces = (flat.detach(), state["exp_avg"], state["exp_avg_sq"])
         return AdamState(*(piece.narrow(0, place.start, place.numel) for piece in pieces))
-    state = base.state.get(p)
+    state = base.state.get(copy)
     if not state:
         return None
-    return AdamState(p.detach().flatten(), state["exp_avg"].flatten(), state["exp_avg_sq"].flatten())
+    return AdamState(copy.detach().flatten(), state["exp_avg"].flatten(), state["exp_avg_sq"].flatten())
 
 
 def _group_of(name: str) -> str:

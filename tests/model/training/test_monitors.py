@@ -8,7 +8,8 @@ import pytest
 
 from infra.errors import StoreError
 from infra.storage import Storage
-from model.training.monitors import METRICS, TENSORBOARD, MetricsLog, read_metrics
+from model.training.monitors import METRICS, MetricsLog, flat, read_metrics
+from model.training.watch.sinks import TENSORBOARD
 
 
 def line(step: int) -> dict[str, float]:
@@ -64,3 +65,8 @@ def test_pictures_and_figures_without_sources_go_to_tensorboard(tmp_path: Path) 
     }
     (picture,) = board.Images("held_out/pictures")
     assert (picture.step, picture.width, picture.height) == (2, 6, 4)
+
+
+def test_lists_and_mappings_become_names() -> None:
+    found = dict(flat({"step": 3, "stage": "one", "loss": 2, "norms": [1.5, 2.5], "ratio": {"all": 0.1}}))
+    assert found == {"train/loss": 2.0, "train/norms/00": 1.5, "train/norms/01": 2.5, "train/ratio/all": 0.1}

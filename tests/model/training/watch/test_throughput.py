@@ -3,7 +3,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from model.training.watch import throughput
 from model.training.watch.throughput import Throughput, flops_per_token, matmul_rate, nominal_peak
 from model.transformer.config import TransformerConfig
 
@@ -18,11 +17,11 @@ def test_both_counts_of_chameleon_7b() -> None:
 
 
 def test_a_known_device_has_its_nominal_rate_and_others_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(throughput.torch.cuda, "get_device_name", lambda device: "NVIDIA A100-SXM4-80GB")
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "NVIDIA A100-SXM4-80GB")
     cuda = torch.device("cuda")
     assert nominal_peak(cuda, torch.bfloat16) == 312e12
     assert nominal_peak(cuda, torch.float32) is None
-    monkeypatch.setattr(throughput.torch.cuda, "get_device_name", lambda device: "Somebody's GPU")
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "Somebody's GPU")
     assert nominal_peak(cuda, torch.bfloat16) is None
     assert nominal_peak(torch.device("cpu"), torch.bfloat16) is None
     before = torch.get_rng_state()
