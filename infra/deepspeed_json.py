@@ -34,6 +34,7 @@ OURS = {
     "gradient_accumulation_steps": "resources.micro_batch",
     "gradient_clipping": "pretrain.optimizer.clip or finetune.optimizer.clip",
     "bf16": "resources.precision",
+    "fp16": "resources.precision",
 }
 """Keys that follow from the recipe, and where to set them instead."""
 
@@ -64,9 +65,23 @@ def deepspeed_json(
     for key, value in resources.deepspeed.items():
         section = config.get(key)
         config[key] = {**section, **value} if isinstance(section, dict) and isinstance(value, Mapping) else value
-    if config["zero_optimization"].get("stage") != resources.zero_stage:
-        raise RecipeError("resources.deepspeed.zero_optimization.stage: set resources.zero_stage instead")
+    _check_zero(config["zero_optimization"], resources)
     return config
+
+
+def _check_zero(zero: Mapping[str, Any], resources: ResourcesConfig) -> None:
+    """RecipeError for what would take the guard or the checkpoints out of use."""
+    where = "resources.deepspeed.zero_optimization"
+    if zero.get("stage") != resources.zero_stage:
+        raise RecipeError(f"{where}.stage: set resources.zero_stage instead")
+    if not zero.get("compute_grad_norm", True):
+        raise RecipeError(f"{where}.compute_grad_norm: false; without the norm no gradient is clipped or checked")
+    for key in ("offload_optimizer", "offload_param"):
+        if isinstance(zero.get(key), Mapping) and zero[key].get("device") == "nvme":
+            raise RecipeError(f"{where}.{key}.device: nvme; checkpoints are made of what is in memory. Set it to cpu.")
+    for key in ("zero_hpz_partition_size", "mics_shard_size"):
+        if zero.get(key, 1) > 1:
+            raise RecipeError(f"{where}.{key}: {zero[key]}; checkpoints expect parameters in one part for each worker")
 
 
 def check_keys(extra: Mapping[str, Any]) -> None:

@@ -25,7 +25,13 @@ from tasks.train.weights import weights_digests
 REMOVAL = "removal"
 IMPORTED = "text_tokenizer.file"
 IMPORT, MODEL_IMPORT = "image_tokenizer_import", "model_import"
-UNHASHED: dict[str, set[str]] = {"select": {"memory_mb"}, "text_tokenizer": {"file", "code"}}
+CHECKPOINTS = {"keep_checkpoints", "keep_every"}
+UNHASHED: dict[str, set[str]] = {
+    "select": {"memory_mb"},
+    "text_tokenizer": {"file", "code"},
+    "pretrain": CHECKPOINTS,
+    "finetune": CHECKPOINTS,
+}
 """Keys of a section that decide how it is worked, not what comes out, and names of files, whose content counts."""
 
 

@@ -103,7 +103,7 @@ def _json(path: Path, readable: Readable, limit: int) -> Found:
         yield _facts("Sequences", {k: v for k, v in data.items() if k != "format"})
         yield from show_sequences(path.with_name("seq-000000.u16"), readable, limit)
     elif kind == "calumma-checkpoint":
-        yield _facts("Checkpoint", {"step": data["step"], "world": data["world"]})
+        yield _facts("Checkpoint", {"step": data["step"], **data["layout"]})
         yield _files(data["files"])
         yield JSON.from_data(data["state"])
     else:

@@ -1,37 +1,39 @@
-"""Checkpoints: DeepSpeed's files plus our own state, real only once a manifest, written last, names them all.
+"""Checkpoints: the state of a training in pieces, real only once a manifest, written last, names them all.
 
-Layout in a step's folder::
+Layout in a step's folder, on a disk as on S3::
 
-    checkpoints/step-00000100/…        DeepSpeed's files, one set a rank
-    checkpoints/step-00000100.json     step, world size, loader and monitor state, every file's size and sha256
+    checkpoints/step-00000100/rank-00000-000.safetensors …     what each rank holds, see ``stored.py``
+    checkpoints/step-00000100.json      step, layout, loader and guard state, every file's size and sha256
 
-A killed run leaves at most a folder without a manifest, which is never read and is removed at the next start. Loading
-checks every file against the manifest; where one is damaged, the checkpoint before it is used and that is said.
-
-DeepSpeed writes to a local disk. Where the step's folder is on S3, every rank uploads what its node wrote.
+A killed run leaves at most files without a manifest, which are never read and are removed at the next start. Loading
+checks every file against the manifest; where one is damaged, the checkpoint before it is used and that is said. Any
+number of workers, ZeRO stage and precision can go on from any other's.
 """
 
 from __future__ import annotations
 
-import hashlib
+import dataclasses
 import json
-import os
 import shutil
-import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch.distributed as dist
+from torch import Tensor, nn
 
 from infra.errors import StoreError
 from infra.storage import Storage
-from infra.store.commit import entry_of_file
+from infra.store.commit import entry, entry_of_file
 from infra.store.manifest import FileEntry
+from model.training.state import finish_loading, holds_everything, of_rank, pieces, steps_taken
+from model.training.stored import Copied, StoredState, copied, files_of
 
 FOLDER = "checkpoints"
 FORMAT = "calumma-checkpoint"
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -40,9 +42,10 @@ class Checkpoint:
 
     step: int
     """Steps done when it was taken."""
-    world: int
+    layout: dict[str, Any]
+    """World size, ZeRO stage and precision: with the same ones, each rank reads its own files."""
     state: dict[str, Any]
-    """Loader, monitors: plain JSON."""
+    """Loader, guard: plain JSON."""
     files: list[FileEntry]
 
     @property
@@ -56,9 +59,9 @@ class Checkpoint:
     def dump(self) -> bytes:
         content = {
             "format": FORMAT,
-            "version": 1,
+            "version": VERSION,
             "step": self.step,
-            "world": self.world,
+            "layout": self.layout,
             "state": self.state,
             "files": [f.model_dump() for f in self.files],
         }
@@ -78,74 +81,97 @@ def read_checkpoint(store: Storage, name: str) -> Checkpoint:
         raw = json.loads(store.get(name))
         if raw.get("format") != FORMAT:
             raise StoreError(f"{where}: expected format {FORMAT!r}, found {raw.get('format')!r}")
-        if raw["version"] > 1:
-            raise StoreError(f"{where}: format version {raw['version']}; this Calumma reads up to 1. Use a newer one.")
+        if raw["version"] != VERSION:
+            other = "newer" if raw["version"] > VERSION else "older"
+            found = f"{where}: format version {raw['version']}; this Calumma reads {VERSION}."
+            raise StoreError(f"{found} Use the {other} one that wrote it.")
         files = [FileEntry.model_validate(f) for f in raw["files"]]
-        return Checkpoint(int(raw["step"]), int(raw["world"]), dict(raw["state"]), files)
+        return Checkpoint(int(raw["step"]), dict(raw["layout"]), dict(raw["state"]), files)
     except (ValueError, KeyError, AttributeError) as e:
         raise StoreError(f"{where}: not a checkpoint's manifest ({e}). Delete it to use the one before.") from e
 
 
 class Checkpoints:
-    """Saves and loads a DeepSpeed engine's state. Every method is called by all ranks together."""
+    """Saves and loads the state of a DeepSpeed engine. Every method is called by all ranks together.
 
-    def __init__(self, store: Storage, keep: int, say: Callable[[str], None] = print) -> None:
-        self._store, self._keep, self._say = store, keep, say
+    Training waits only for a copy of its state; hashing, writing and committing go on beside it, on a thread, until the
+    next save at the latest.
+    """
+
+    def __init__(
+        self,
+        store: Storage,
+        engine: Any,
+        model: nn.Module,
+        layout: Mapping[str, Any],
+        *,
+        keep: int,
+        keep_every: int | None = None,
+        say: Callable[[str], None] = print,
+    ) -> None:
+        """Removes what killed runs left.
+
+        Args:
+            store: The step's folder.
+            engine: Around ``model``, with torch's AdamW.
+            layout: What the ranks' pieces follow from: with the same one, a rank reads the files that it wrote.
+            keep: So many of the newest are kept.
+            keep_every: Those of a multiple of so many steps are kept for ever; None: none.
+            say: Tells a person, on rank 0.
+        """
+        self._store, self._engine, self._model = store, engine, model
+        self._keep, self._keep_every, self._say = keep, keep_every, say
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
-        self._node_rank = int(os.environ.get("LOCAL_RANK", self._rank))
-        self._node_world = int(os.environ.get("LOCAL_WORLD_SIZE", self._world))
-        if store.local:
-            self._disk = store.path(FOLDER)
-        else:
-            root = hashlib.blake2b(store.root.encode(), digest_size=8).hexdigest()
-            self._disk = Path(tempfile.gettempdir()) / f"calumma-checkpoints-{root}"
+        self._layout = {"world": self._world, **layout}
+        # Collectives of the thread must not come between training's: they have a group of their own.
+        self._group = dist.new_group(backend="gloo")
+        self._thread: Thread | None = None
+        self._failed: list[str] = []
+        self.waited = 0.0
+        """Seconds that training stood still for saving."""
         if self._rank == 0:
             self._sweep()
         dist.barrier()
 
-    def save(self, engine: Any, step: int, state: dict[str, Any]) -> None:
-        """Writes and commits a checkpoint, then removes all but the newest ``keep``."""
+    def save(self, step: int, state: dict[str, Any]) -> None:
+        """Takes a checkpoint; it is committed at the latest when :meth:`wait` returns or the next one is taken."""
+        began = time.monotonic()
+        self.wait()
         tag = f"step-{step:08d}"
         if self._store.exists(f"{FOLDER}/{tag}.json"):
             return  # a run that was stopped right after a checkpoint starts from it again
-        engine.save_checkpoint(str(self._disk), tag=tag, save_latest=False)
-        dist.barrier()
-        mine: list[FileEntry] = []
-        for path in self._my_files(tag):
-            name = f"{FOLDER}/{tag}/{path.name}"
-            if not self._store.local:
-                self._store.put(name, path.read_bytes())
-            mine.append(entry_of_file(self._store, name))
-        entries: list[list[FileEntry] | None] = [None] * self._world
-        dist.all_gather_object(entries, mine)
-        if self._rank == 0:
-            files = sorted((f for part in entries if part for f in part), key=lambda f: f.name)
-            checkpoint = Checkpoint(step, self._world, state, files)
-            self._store.put_new(checkpoint.manifest, checkpoint.dump())
-            for old in list_checkpoints(self._store)[self._keep :]:
-                self._remove(old)
-        if not self._store.local and self._node_rank == 0:
-            shutil.rmtree(self._disk / tag, ignore_errors=True)
-        dist.barrier()
+        mine = copied(of_rank(self._engine, self._model, self._rank, self._world), steps_taken(self._engine))
+        checkpoint = Checkpoint(step, self._layout, state, [])
+        self._thread = Thread(target=self._write, args=(checkpoint, mine), name=f"checkpoint {step}", daemon=True)
+        self._thread.start()
+        self.waited += time.monotonic() - began
 
-    def load_latest(self, engine: Any) -> Checkpoint | None:
-        """Loads the newest checkpoint whose files are whole; None where there is none.
+    def wait(self) -> None:
+        """Returns when what was saved is committed.
 
         Raises:
-            StoreError: it was taken with another number of workers.
+            StoreError: it could not be written, on some rank; raised on all.
         """
+        if self._thread is None:
+            return
+        self._thread.join()
+        self._thread = None
+        dist.barrier(self._group)  # rank 0 has committed it
+        if self._failed:
+            raise StoreError(f"{self._store.root}: a checkpoint could not be written: {self._failed[0]}")
+
+    def load_latest(self, most: int | None = None) -> Checkpoint | None:
+        """Loads the newest checkpoint, of at most ``most`` steps, whose files are whole; None where there is none.
+
+        Raises:
+            StoreError: it is of another model.
+        """
+        self.wait()
         for checkpoint in list_checkpoints(self._store):
-            if checkpoint.world != self._world:
-                raise StoreError(
-                    f"{self._store.url(checkpoint.manifest)}: taken with {checkpoint.world} workers, and there are "
-                    f"{self._world}. Set resources.train_workers to {checkpoint.world}, or delete the checkpoints to "
-                    "start this training anew."
-                )
+            if most is not None and checkpoint.step > most:
+                continue
             if self._whole(checkpoint):
-                self._fetch(checkpoint)
-                path, _ = engine.load_checkpoint(str(self._disk), tag=checkpoint.tag)
-                if path is None:
-                    raise StoreError(f"{self._store.url(checkpoint.manifest)}: DeepSpeed could not load it")
+                self._load(checkpoint)
                 return checkpoint
             if self._rank == 0:
                 self._say(f"{checkpoint.tag} is damaged and is not used")
@@ -153,14 +179,51 @@ class Checkpoints:
             dist.barrier()
         return None
 
-    def disk(self, checkpoint_step: int) -> Path:
-        """The local folder that holds a checkpoint's files."""
-        return self._disk / f"step-{checkpoint_step:08d}"
+    def replace(self, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
+        """Gives a checkpoint another state, and removes all that are newer, which no longer lead here."""
+        self.wait()
+        if self._rank == 0:
+            for newer in list_checkpoints(self._store):
+                if newer.step > checkpoint.step:
+                    self._remove(newer)
+            self._store.put(checkpoint.manifest, dataclasses.replace(checkpoint, state=state).dump())
+        dist.barrier()
 
-    def _my_files(self, tag: str) -> list[Path]:
-        """This rank's share of the files to hash and upload: of those of its node, or of all on a shared disk."""
-        files = sorted(p for p in (self._disk / tag).iterdir() if p.is_file())
-        return files[self._rank :: self._world] if self._store.local else files[self._node_rank :: self._node_world]
+    def weights(self) -> dict[str, Tensor]:
+        """float32 weights of the newest checkpoint, on rank 0; empty elsewhere."""
+        self.wait()
+        if self._rank:
+            return {}
+        newest = list_checkpoints(self._store)[0]
+        found = StoredState(self._store, [f.name for f in newest.files]).weights()
+        return {name: found[name] for name, _ in self._model.named_parameters()}
+
+    def _write(self, checkpoint: Checkpoint, mine: Copied) -> None:
+        """On the thread: this rank's files, then, on rank 0 and when all have theirs, the manifest."""
+        entries: list[FileEntry] = []
+        failed = ""
+        try:
+            for number, data in enumerate(files_of(mine)):
+                made = entry(f"{FOLDER}/{checkpoint.tag}/{file_prefix(self._rank)}{number:03d}.safetensors", data)
+                self._store.put(made.name, data)
+                entries.append(made)
+        except Exception as e:  # the other ranks wait: all must hear of it
+            failed = f"{type(e).__name__}: {e}"
+        everyone: list[tuple[list[FileEntry], str]] = [([], "")] * self._world
+        dist.all_gather_object(everyone, (entries, failed), self._group)
+        self._failed = [why for _, why in everyone if why]
+        if self._rank == 0 and not self._failed:
+            files = sorted((f for part, _ in everyone for f in part), key=lambda f: f.name)
+            try:
+                self._store.put_new(checkpoint.manifest, dataclasses.replace(checkpoint, files=files).dump())
+                self._prune()
+            except Exception as e:
+                self._failed = [f"{type(e).__name__}: {e}"]
+
+    def _prune(self) -> None:
+        for old in list_checkpoints(self._store)[self._keep :]:
+            if not self._keep_every or old.step % self._keep_every or not old.step:
+                self._remove(old)
 
     def _whole(self, checkpoint: Checkpoint) -> bool:
         """Whether every file is as its manifest says; each rank checks its share and all agree."""
@@ -171,27 +234,42 @@ class Checkpoints:
         dist.all_gather_object(answers, fine)
         return all(answers)
 
-    def _fetch(self, checkpoint: Checkpoint) -> None:
-        if self._store.local:
-            return
-        folder = self._disk / checkpoint.tag
-        folder.mkdir(parents=True, exist_ok=True)
-        for want in checkpoint.files[self._node_rank :: self._node_world]:
-            (folder / Path(want.name).name).write_bytes(self._store.get(want.name))
-        dist.barrier()
+    def _load(self, checkpoint: Checkpoint) -> None:
+        names = [f.name for f in checkpoint.files]
+        if checkpoint.layout != self._layout:
+            if self._rank == 0:
+                self._say(f"{checkpoint.tag} was taken with {checkpoint.layout}; it is read for {self._layout}")
+        elif not holds_everything(self._engine):
+            names = [name for name in names if name.rsplit("/", 1)[-1].startswith(file_prefix(self._rank))]
+        stored = StoredState(self._store, names)
+        for piece in pieces(self._engine, self._model):
+            stored.fill(piece)
+        finish_loading(self._engine, stored.taken)
 
     def _remove(self, checkpoint: Checkpoint) -> None:
         """The manifest first: a removal that is killed leaves a folder that does not count."""
         self._store.delete(checkpoint.manifest)
         for f in checkpoint.files:
             self._store.delete(f.name)
-        if self._store.local:
-            shutil.rmtree(self._disk / checkpoint.tag, ignore_errors=True)
+        self._remove_folder(checkpoint.tag)
 
     def _sweep(self) -> None:
         self._store.sweep(FOLDER)
-        if self._store.local and self._disk.is_dir():
-            committed = {name.removesuffix(".json") for name in self._store.list(FOLDER, ".json")}
-            for folder in self._disk.iterdir():
+        committed = {name.removesuffix(".json") for name in self._store.list(FOLDER, ".json")}
+        for found in list(self._store.find(FOLDER)):
+            parts = found.name.split("/")
+            if len(parts) > 2 and parts[1] not in committed:
+                self._store.delete(found.name)
+        if self._store.local and self._store.path(FOLDER).is_dir():
+            for folder in self._store.path(FOLDER).iterdir():
                 if folder.is_dir() and folder.name not in committed:
-                    shutil.rmtree(folder)
+                    self._remove_folder(folder.name)
+
+    def _remove_folder(self, tag: str) -> None:
+        if self._store.local:
+            shutil.rmtree(self._store.path(f"{FOLDER}/{tag}"), ignore_errors=True)
+
+
+def file_prefix(rank: int) -> str:
+    """How the names of a rank's files begin."""
+    return f"rank-{rank:05d}-"

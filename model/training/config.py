@@ -29,12 +29,57 @@ class ScheduleConfig(Config):
     """r of the exponential: after warm-up the rate is peak·(r^t - r)/(1 - r), t from 0 to 1."""
 
 
-class GuardConfig(Config):
-    """What stops or warns. Non-finite loss or gradient always stops before the optimizer moves."""
+class _SpikeConfig(Config):
+    window: int = Field(default=64, ge=8)
+    """Steps of the rolling median; the rule is quiet until there were as many."""
+    action: Literal["warn", "skip", "rollback"] = "warn"
+    """warn: say so; skip: do not let the optimizer take this step; rollback: go on from a checkpoint of before, and
+    pass over the sequences from there to here."""
 
-    spike_window: int = Field(default=64, ge=8)
-    spike_factor: float = Field(default=4.0, gt=1)
-    """A gradient norm above this multiple of the rolling median is reported as a spike."""
+
+class LossSpikeConfig(_SpikeConfig):
+    """A step whose loss is far above the last steps'."""
+
+    factor: float = Field(default=1.5, gt=1)
+    """Multiple of the rolling median above which it counts."""
+
+
+class GradientSpikeConfig(_SpikeConfig):
+    """A step whose gradients' norm, before clipping, is far above the last steps'."""
+
+    factor: float = Field(default=4.0, gt=1)
+    """Multiple of the rolling median above which it counts."""
+
+
+class OutputNormConfig(Config):
+    """Growth of the norm of the last layer's output, which the paper saw long before a run diverged."""
+
+    window: int = Field(default=1000, ge=8)
+    """Steps that a straight line is fitted to."""
+    growth: float = Field(default=1.0, gt=0)
+    """Growth of that line in 1,000 steps, relative to the window's mean, above which the rule fires."""
+    after: int = Field(default=5000, ge=0)
+    """Steps at the beginning that are left out: the norm grows fast there, as it should."""
+    action: Literal["warn", "rollback"] = "warn"
+    """No single step is to blame, so that none can be skipped."""
+
+
+class GuardConfig(Config):
+    """What is done about a training that goes astray. A loss or gradient that is not finite always stops it, before the
+    optimizer moves."""
+
+    loss: LossSpikeConfig = LossSpikeConfig()
+    gradients: GradientSpikeConfig = GradientSpikeConfig()
+    output_norm: OutputNormConfig = OutputNormConfig()
+    rollback_steps: int = Field(default=0, ge=0)
+    """The checkpoint that a rollback goes to is older by at least so many steps than the first one of what was seen
+    (a spike's step, or the window of the output norm)."""
+    max_rollbacks: int = Field(default=3, ge=0)
+    """When a rule asks for one more, training stops."""
+
+    @property
+    def rolls_back(self) -> bool:
+        return "rollback" in (self.loss.action, self.gradients.action, self.output_norm.action)
 
 
 class RampConfig(Config):
@@ -62,6 +107,9 @@ class _Run(Config):
     guard: GuardConfig = GuardConfig()
     checkpoint_every: int = Field(default=1000, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)
+    """The newest ones that are kept."""
+    keep_every: int | None = Field(default=None, ge=1)
+    """Checkpoints of a multiple of so many steps are kept for ever, as well."""
     evaluate_every: int = Field(default=1000, ge=1)
     """Steps between held-out losses by source and modality."""
     evaluate_sequences: int = Field(default=64, ge=1)

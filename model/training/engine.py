@@ -6,7 +6,9 @@ wait for DeepSpeed's start: torch alone takes the same steps.
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -53,3 +55,57 @@ def start_engine(module: nn.Module, optimizer: torch.optim.Optimizer, config: di
     deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config, dist_init_required=False)
     return engine
+
+
+def ask_before_steps(engine: Any, allow: Callable[[float], bool]) -> None:
+    """Has a DeepSpeed engine ask before its optimizer moves, with the norm of the gradients before clipping.
+
+    Where ``allow(norm)`` is False on all ranks, the step is left out: parameters, moments and Adam's count of steps
+    stay, and the gradients are dropped. The norm may be NaN, infinite or negative where gradients are not finite. In
+    bf16 with ZeRO 1 and 2 nothing is asked then, and the step is left out as well.
+
+    DeepSpeed knows one reason not to take a step, gradients that overflowed, which it sees by their norm. So a step is
+    vetoed by an infinite norm, at the place where each of its optimizers computes it.
+    """
+    optimizer = engine.optimizer
+    if hasattr(optimizer, "scaled_global_norm"):  # ZeRO 1 and 2
+        norm_of = optimizer.scaled_global_norm
+
+        def asked_once(norm_type: int = 2) -> Tensor:
+            norm: Tensor = norm_of(norm_type)
+            return norm if allow(float(norm)) else torch.full_like(norm, math.inf)
+
+        optimizer.scaled_global_norm = asked_once
+    elif hasattr(optimizer, "_get_norm_groups"):  # ZeRO 3
+        from deepspeed.runtime.utils import combine_grad_norm_groups
+
+        groups_of = optimizer._get_norm_groups
+
+        def asked_groups() -> list[Any]:
+            groups: list[Any] = groups_of()
+            norm = combine_grad_norm_groups(groups)
+            return groups if allow(float(norm)) else [torch.full_like(norm, math.inf)]
+
+        optimizer._get_norm_groups = asked_groups
+    elif hasattr(optimizer, "get_grads_for_norm"):  # bf16 without ZeRO
+        from deepspeed.runtime.utils import get_global_norm_of_tensors
+
+        gradients_of = optimizer.get_grads_for_norm
+
+        def asked_gradients(for_clipping: bool = False) -> Any:
+            found = gradients_of(for_clipping)
+            if for_clipping or allow(float(get_global_norm_of_tensors(found[0]))):
+                return found
+            return [torch.tensor([math.inf], device=engine.device)], {}
+
+        optimizer.get_grads_for_norm = asked_gradients
+    else:  # float32 without ZeRO: torch's optimizer, which leaves parameters without a gradient alone
+
+        def clip() -> None:
+            parameters = list(engine.module.parameters())
+            norm = torch.nn.utils.clip_grad_norm_(parameters, engine.gradient_clipping())
+            if not allow(float(norm)):
+                for parameter in parameters:
+                    parameter.grad = None
+
+        engine.clip_fp32_gradients = clip

@@ -2,19 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from model.data.batch import Batch
+from model.training.watch.look import ResidualNorms
 from model.transformer.model import Transformer
 
-SUMS = (
-    *("nll_text", "n_text", "nll_image", "n_image", "z2", "log_z"),
-    *("output_norm", "tokens", "stop"),
-)
-"""What every rank adds up over a step; one all-reduce carries them all."""
+MODALITIES = ("text", "image")
+
+
+def sums_of(layers: int) -> tuple[str, ...]:
+    """Names of what every rank adds up over a step; one all-reduce carries them all."""
+    residuals = (f"residual_norm_{i}" for i in range(layers))
+    by_modality = ("nll_text", "n_text", "nll_image", "n_image", "z2_text", "z2_image", "log_z_text", "log_z_image")
+    return (*by_modality, "tokens", *residuals, "output_norm", "stop")
+
+
+def figures_of(by: Mapping[str, float]) -> dict[str, Any]:
+    """A step's sums as the means that are written down; a modality only where it occurs."""
+    counted = max(1.0, by["n_text"] + by["n_image"])
+    found: dict[str, Any] = {"loss": (by["nll_text"] + by["nll_image"]) / counted}
+    found |= {f"loss_{m}": by[f"nll_{m}"] / by[f"n_{m}"] for m in MODALITIES if by[f"n_{m}"]}
+    for name in ("z2", "log_z"):
+        found[name] = (by[f"{name}_text"] + by[f"{name}_image"]) / counted
+        found |= {f"{name}_{m}": by[f"{name}_{m}"] / by[f"n_{m}"] for m in MODALITIES if by[f"n_{m}"]}
+    tokens = max(1.0, by["tokens"])
+    norms = [total / tokens for name, total in by.items() if name.startswith("residual_norm_")]
+    output = by["output_norm"] / tokens
+    found |= {"output_norm": output, "residual_norms": [*norms, output]}
+    return found | {"image_share": by["n_image"] / counted, "tokens": int(by["tokens"])}
 
 
 class TrainingModule(nn.Module):
@@ -30,11 +50,11 @@ class TrainingModule(nn.Module):
         super().__init__()
         self.transformer, self.z_loss, self.image_weight = transformer, z_loss, image_weight
         self.attention = attention
-        self._output_TD = torch.empty(0)
-        transformer.norm.register_forward_pre_hook(self._watch)
+        self.sums = sums_of(transformer.config.layers)
+        self._residual_norms = ResidualNorms(transformer)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The summed loss, and the figures of SUMS (float64) over this micro-batch."""
+        """The summed loss, and the sums that ``sums`` names (float64) over this micro-batch."""
         documents_BT, positions_BT = batch["documents"], batch["positions"]
         if self.attention == "sequence":
             documents_BT = documents_BT.clamp(max=0)  # padding, -1, stays apart
@@ -44,17 +64,14 @@ class TrainingModule(nn.Module):
         with torch.no_grad():
             image_N = batch["image"].flatten()[loss.index_N]
             real_BT = batch["documents"] >= 0
-            nll_N, n_image = loss.nll_N.double(), image_N.sum()
+            nll_N, log_z_N, n_image = loss.nll_N.double(), loss.log_z_N.double(), image_N.sum()
             figures = (
                 *(nll_N[~image_N].sum(), len(nll_N) - n_image, nll_N[image_N].sum(), n_image),
-                *(loss.log_z_N.double().square().sum(), loss.log_z_N.double().sum()),
-                *(self._output_TD[real_BT].double().sum(), real_BT.sum(), torch.zeros(())),
+                *(x_N[of].sum() for x_N in (log_z_N.square(), log_z_N) for of in (~image_N, image_N)),
+                *(real_BT.sum(), *self._residual_norms.sums(real_BT), torch.zeros(())),
             )
-            return loss.total, torch.stack([f.to(torch.float64) for f in figures])
+            return loss.total, torch.stack([f.to(image_N.device, torch.float64) for f in figures])
 
     def weights(self, batch: Batch) -> Tensor | None:
         """Each label's weight in the loss, (B, T) float32; None where all weigh 1."""
         return None if self.image_weight == 1 else torch.where(batch["image"], self.image_weight, 1.0)
-
-    def _watch(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self._output_TD = torch.linalg.vector_norm(inputs[0].detach(), dim=-1, dtype=torch.float32)

@@ -102,7 +102,8 @@ def test_checkpoints(tmp_path: Path) -> None:
     text = shown(tmp_path / "step.pt")
     assert "model.w" in text
     assert "float32 2×3" in text
-    state = {"format": "calumma-checkpoint", "version": 1, "step": 7, "world": 2, "state": {"loader": 5}, "files": []}
+    state = {"format": "calumma-checkpoint", "version": 2, "step": 7, "layout": {"world": 2}}
+    state |= {"state": {"loader": 5}, "files": []}
     (tmp_path / "step-00000007.json").write_text(json.dumps(state))
     (tmp_path / "step-00000007").mkdir()
     assert '"loader": 5' in shown(tmp_path / "step-00000007")

@@ -77,7 +77,10 @@ def ranks(tmp_path: Path, ranks_of: Callable[[Path], Ranks]) -> Ranks:
 
 @pytest.fixture(scope="session")
 def ranks_of(mix: Storage) -> Callable[[Path], Ranks]:
-    """Trains on ``world`` processes, see ``rank.py``; what each rank ended with. A rank that died is missing."""
+    """Trains on ``world`` processes, see ``rank.py``; what each rank ended with. A rank that died is missing.
+
+    With ``runs``, a list of further options, each rank ends with a list.
+    """
     return lambda folder: lambda world=2, **options: run_ranks(folder, world, {"mix": mix.root, **options})
 
 
@@ -102,6 +105,6 @@ def run_ranks(parent: Path, world: int, options: dict[str, Any]) -> dict[int, An
             p.kill()
         p.wait()
     found = {r: folder / f"{r}.pickle" for r in range(world)}
-    if codes[0] not in (0, 9):
+    if codes[0] not in (0, -9):
         print((folder / "0.log").read_text()[-3000:])
     return {r: pickle.loads(path.read_bytes()) for r, path in found.items() if path.exists()}

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import pickle
+import signal
 import sys
+import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +18,12 @@ import torch.distributed as dist
 
 from infra.settings import ResourcesConfig
 from infra.storage import Storage
-from model.data.loader import SequenceLoader
+from model.data.loader import Batch, SequenceLoader
 from model.data.steps import BatchSizes
 from model.training.config import OptimizerConfig, PretrainConfig, ScheduleConfig
 from model.training.loop import Training, train
+from model.training.module import TrainingModule
+from model.training.watch.config import WatchConfig
 from model.transformer.config import TransformerConfig
 from model.transformer.model import Transformer
 
@@ -57,21 +63,68 @@ def nan_gradient(model: Transformer) -> None:
 HOOKS = {"nan_loss": nan_loss, "nan_gradient": nan_gradient}
 
 
+@contextmanager
+def spoiled(sequence: int | None, loss: float, gradient: float) -> Iterator[None]:
+    """Multiplies the loss as it is seen, and as it is differentiated, where a micro-batch has a certain sequence."""
+    real = TrainingModule.forward
+
+    def forward(self: TrainingModule, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        total, figures = real(self, batch)
+        if not self.training or "sequences" not in batch or sequence not in batch["sequences"].tolist():
+            return total, figures
+        figures = figures.clone()
+        for place, name in enumerate(self.sums):
+            if name.startswith("nll_"):
+                figures[place] *= loss
+        return total * gradient, figures
+
+    TrainingModule.forward = forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        TrainingModule.forward = real  # type: ignore[method-assign]
+
+
 def main(folder: Path) -> None:
+    """Does the runs that the options ask for, one after the other, in one process group."""
     options: dict[str, Any] = pickle.loads((folder / "options.pickle").read_bytes())
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
+    runs = options.pop("runs", [{}])
+    ended = [run(options | more, rank, world) for more in runs]
+    (folder / f"{rank}.pickle").write_bytes(pickle.dumps(ended if len(runs) > 1 else ended[0]))
+    dist.barrier()
+
+
+def kill() -> None:
+    """kill -9, once a checkpoint that is being written is whole, so that the tests know which there are."""
+    for thread in threading.enumerate():
+        if thread.name.startswith("checkpoint"):
+            thread.join()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def run(options: dict[str, Any], rank: int, world: int) -> Any:
+    """One training; how it ended, or what it raised."""
     config = CONFIG.model_copy(update=options.get("config", {}))
-    mix, done = Storage(options["mix"]), [0]
+    mix, done, reports = Storage(options["mix"]), [0], [0]
 
     def report(step: int, total: int, note: str) -> None:
-        done[0] = step
-        if step == options.get("die_at"):
-            os._exit(9)  # as kill -9: nothing is flushed, nothing is tidied up
+        done[0], reports[0] = step, reports[0] + 1
+        if step == options.get("die_at") or reports[0] == options.get("die_after"):
+            kill()
+
+    def should_stop() -> bool:
+        """Asked after the last backward of every step, and before the optimizer moves."""
+        if done[0] == options.get("die_in"):
+            kill()
+        return done[0] == options.get("stop_at")
 
     batch = BatchSizes.of(config.batch, ((phase.until, phase.batch) for phase in config.batch_ramp))
     loader = SequenceLoader(mix, options.get("run", "pretrain"), batch, rank, world, 2)
+    if "skip" in options:
+        loader.skip(*options["skip"])
     model = Transformer(MODEL.model_copy(update=options.get("model", {})), loader.vocabulary.size).initialise(7)
     if hook := options.get("hook"):
         HOOKS[hook](model)
@@ -83,17 +136,19 @@ def main(folder: Path) -> None:
         store=Storage(options["store"]),
         mix=mix,
         seed=11,
+        watch=options.get("watch", WatchConfig(every=2)),
+        accept_batch=options.get("accept_batch", False),
         report=report,
-        should_stop=lambda: done[0] == options.get("stop_at"),
+        should_stop=should_stop,
     )
     try:
-        ended: Any = train(job)
+        with spoiled(*options.get("spoil", (None, 1.0, 1.0))):
+            ended: Any = train(job)
         ended.weights = {name: weight.numpy() for name, weight in ended.weights.items()}
     except Exception as error:
         traceback.print_exc()
         ended = error
-    (folder / f"{rank}.pickle").write_bytes(pickle.dumps(ended))
-    dist.barrier()
+    return ended
 
 
 if __name__ == "__main__":

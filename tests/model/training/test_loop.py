@@ -7,13 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from infra.errors import StoreError
 from infra.storage import Storage
 from model.data.loader import SequenceLoader
 from model.data.steps import BatchSizes
 from model.training.checkpoint import list_checkpoints
 from model.training.config import RampConfig
-from model.training.guard import NonFiniteError
 from model.training.module import TrainingModule
 from model.training.monitors import read_metrics
 from model.training.optimizer import make_optimizer, set_learning_rate
@@ -21,7 +19,7 @@ from model.training.schedule import factor
 from model.transformer.model import Transformer
 from tests.model.training.rank import CONFIG, MODEL
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(900)
 
 
 def same_bits(a: dict[str, Any], b: dict[str, Any]) -> bool:
@@ -29,12 +27,37 @@ def same_bits(a: dict[str, Any], b: dict[str, Any]) -> bool:
 
 
 def test_two_ranks_learn_and_resume_bit_for_bit_after_a_kill(ranks: Any, tmp_path: Path) -> None:
-    whole = ranks(store=str(tmp_path / "whole"))[0]
-    assert whole.finished
-    assert whole.step == 8  # 42 sequences in batches of 8 are 6 steps, 14 are 2
+    """Dropout 0.1, two micro-batches a step and rank, ZeRO 1, 2 and 3; killed after step 6's last backward."""
+
+    def runs(name: str, **options: Any) -> list[dict[str, Any]]:
+        stages = (
+            {"store": str(tmp_path / f"{name}-{stage}"), "resources": {"zero_stage": stage}} for stage in (1, 2, 3)
+        )
+        return [{**stage, **options} for stage in stages]
+
+    assert MODEL.dropout == 0.1
+    undisturbed = ranks(runs=runs("whole"))[0]
+    for killed in runs("killed", die_in=5):
+        assert 0 not in ranks(**killed)
+        store = Storage(killed["store"])
+        assert [c.step for c in list_checkpoints(store)] == [3]
+        assert len(read_metrics(store)) == 5
+        store.path("checkpoints/step-00000006").mkdir()  # what a kill in the middle of saving leaves
+    resumed = ranks(runs=runs("killed"))[0]
+
+    for stage, whole, again in zip((1, 2, 3), undisturbed, resumed, strict=True):
+        assert whole.finished
+        assert whole.step == again.step == 8  # 42 sequences in batches of 8 are 6 steps, 14 are 2
+        assert same_bits(whole.weights, again.weights)
+        lines, others = (read_metrics(Storage(tmp_path / f"{name}-{stage}")) for name in ("whole", "killed"))
+        assert [line["loss"].hex() for line in lines] == [line["loss"].hex() for line in others]
+        assert [without_clock(line) for line in lines] == [without_clock(line) for line in others]
+        kept = list_checkpoints(Storage(tmp_path / f"killed-{stage}"))
+        assert [c.step for c in kept] == [8, 6]  # the newest two are kept
+
+    whole, lines = undisturbed[0], read_metrics(Storage(tmp_path / "whole-1"))
     assert whole.facts["steps"] == 8
     assert whole.facts["world"] == 2
-    lines = read_metrics(Storage(tmp_path / "whole"))
     assert [line["step"] for line in lines] == list(range(1, 9))
     assert [line["stage"] for line in lines] == ["one"] * 6 + ["two"] * 2
     assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
@@ -42,18 +65,13 @@ def test_two_ranks_learn_and_resume_bit_for_bit_after_a_kill(ranks: Any, tmp_pat
     assert set(lines[3]["held_out"]["pictures"]) == {"text", "image"}
     assert lines[-1]["total_tokens"] == 56 * 22 == sum(line["tokens"] for line in lines) == whole.facts["tokens"]
 
-    assert 0 not in ranks(store=str(tmp_path / "killed"), die_at=5)
-    killed = Storage(tmp_path / "killed")
-    assert [c.step for c in list_checkpoints(killed)] == [3]
-    (tmp_path / "killed/checkpoints/step-00000006").mkdir()  # what a kill in the middle of saving leaves
-    resumed = ranks(store=str(tmp_path / "killed"))[0]
-    assert resumed.step == 8
-    assert same_bits(whole.weights, resumed.weights)
-    again = read_metrics(killed)
-    for a, b in zip(lines, again, strict=True):
-        del a["tokens_per_s"], b["tokens_per_s"]
-        assert a == b
-    assert [c.step for c in list_checkpoints(killed)] == [8, 6]  # the newest two are kept
+
+CLOCK = ("tokens_per_s", "mfu", "memory")
+
+
+def without_clock(line: dict[str, Any]) -> dict[str, Any]:
+    """A line without what depends on the machine's speed and memory."""
+    return {key: value for key, value in line.items() if not key.startswith(CLOCK)}
 
 
 def test_one_rank_and_two_train_the_same(ranks: Any, tmp_path: Path) -> None:
@@ -63,10 +81,6 @@ def test_one_rank_and_two_train_the_same(ranks: Any, tmp_path: Path) -> None:
     assert max(np.abs(one.weights[k] - two.weights[k]).max() for k in one.weights) < 1e-3
     losses = [[m["loss"] for m in read_metrics(Storage(tmp_path / name))] for name in ("one", "two")]
     assert losses[0] == pytest.approx(losses[1], abs=1e-4)
-
-    refused = ranks(world=1, store=str(tmp_path / "two"), model=plain)[0]
-    assert isinstance(refused, StoreError)
-    assert "taken with 2 workers, and there are 1" in str(refused)
 
 
 @pytest.fixture(scope="module")
@@ -98,21 +112,6 @@ def test_every_zero_stage_and_precision_agrees(
     assert list_checkpoints(Storage(store))[0].step == 8
 
 
-@pytest.mark.parametrize("stage", [0, 1])
-@pytest.mark.parametrize(("hook", "what"), [("nan_loss", "the loss"), ("nan_gradient", "the gradients")])
-def test_what_is_not_finite_stops_before_the_optimizer_moves(
-    ranks: Any, tmp_path: Path, stage: int, hook: str, what: str
-) -> None:
-    store = Storage(tmp_path / "store")
-    ended = ranks(store=store.root, hook=hook, resources={"zero_stage": stage}, config={"checkpoint_every": 1})
-    for rank in (0, 1):
-        assert isinstance(ended[rank], NonFiniteError)
-        assert f"step 3: {what}" in str(ended[rank])
-        assert "of stage one" in str(ended[rank])
-    assert list_checkpoints(store)[0].step == 2
-    assert len(read_metrics(store)) == 2
-
-
 def test_a_stop_request_checkpoints_and_the_next_run_goes_on_bit_for_bit(ranks: Any, tmp_path: Path) -> None:
     store = str(tmp_path / "stopped")
     first = ranks(store=store, stop_at=4, config={"checkpoint_every": 100})[0]
@@ -126,7 +125,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(ranks: Any, tmp_path: 
     store = Storage(tmp_path / "store")
     whole = ranks(store=store.root)[0]
     newest = list_checkpoints(store)[0]
-    name = next(f.name for f in newest.files if f.name.endswith("model_states.pt"))
+    name = next(f.name for f in newest.files if f.name.endswith(".safetensors"))
     path = store.path(name)
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
