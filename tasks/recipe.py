@@ -129,17 +129,49 @@ def load_recipe(name: str | Path, settings: Iterable[str] = ()) -> Recipe:
 
 
 def read_recipe(text: str | bytes, settings: Iterable[str], where: str, folder: str) -> Recipe:
-    """The recipe in a YAML text; ``folder`` is where relative paths start unless it says so itself."""
+    """The recipe in a YAML text; ``folder`` is where relative paths start unless it says so itself.
+
+    ``like: FILE`` at its top begins with that recipe, in the same folder: sections are merged key by key, lists and
+    values replaced.
+    """
     try:
         raw = yaml.safe_load(text)
     except yaml.YAMLError as e:
         raise RecipeError(f"{where}: not valid YAML: {e}") from e
     if not isinstance(raw, dict):
         raise RecipeError(f"{where}: expected a mapping of sections at the top, got {type(raw).__name__}")
+    raw = _with_like(raw, where, folder, ())
     for setting in settings:
         _apply(raw, setting)
     raw.setdefault("folder", folder)
     return parse_recipe(raw, where)
+
+
+def _with_like(raw: dict[str, Any], where: str, folder: str, seen: tuple[str, ...]) -> dict[str, Any]:
+    """A recipe merged over the one that its ``like`` names, if it names one."""
+    name = raw.pop("like", None)
+    if name is None:
+        return raw
+    path = Path(folder) / str(name)
+    if str(path) in seen:
+        raise RecipeError(f"{where}: like: {name}; that one is, in the end, like this one")
+    if not path.is_file():
+        raise RecipeError(f"{where}: like: {name}; there is no recipe file {path}")
+    try:
+        base = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        raise RecipeError(f"{path}: not valid YAML: {e}") from e
+    if not isinstance(base, dict):
+        raise RecipeError(f"{path}: expected a mapping of sections at the top, got {type(base).__name__}")
+    return _merged(_with_like(base, str(path), folder, (*seen, str(path))), raw)
+
+
+def _merged(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    found = dict(base)
+    for key, value in over.items():
+        below = found.get(key)
+        found[key] = _merged(below, value) if isinstance(below, dict) and isinstance(value, Mapping) else value
+    return found
 
 
 def parse_recipe(raw: Mapping[str, Any], where: str = "recipe") -> Recipe:

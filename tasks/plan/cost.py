@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from infra.errors import RecipeError
 from infra.words import size_in_words
 from tasks.mix.plan import Outline, outline
 from tasks.plan.data import BYTES_A_TOKEN, SourceSize, source_sizes, supplies
+from tasks.plan.lines import Line
 from tasks.plan.rates import Rates
+from tasks.plan.training import device_hours, share_of, training_lines
 from tasks.recipe import Recipe
 
 REFERENCE_FLOPS = 550e9
 """Of encoding one 512x512 picture with Chameleon's encoder; ``Rates.encode`` counts such pictures."""
-
-
-@dataclass(frozen=True)
-class Line:
-    """One figure: what it is, how it comes about, and what it costs."""
-
-    step: str
-    what: str
-    arithmetic: str
-    value: str
-    cost: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -177,39 +167,18 @@ def _encoding(recipe: Recipe, pictures: int, rates: Rates) -> Line:
 
 
 def _training(recipe: Recipe, rates: Rates) -> tuple[Line, ...]:
-    size, length = recipe.vocabulary.size, recipe.mix.sequence_length
-    parameters, per_token = recipe.model.parameters(size), recipe.model.flops_per_token(size, length)
-    reached = rates.device_flops.value * rates.train_utilisation.value
-    share = f"{rates.device_flops.value / 1e12:,.4g} TFLOP/s × {rates.train_utilisation.value:.0%}"
     tokenizer_parameters, _, training_flops = image_tokenizer_cost(recipe)
     training = recipe.image_tokenizer_training
     seen = 0 if recipe.image_tokenizer_import.file is not None else training.steps * training.batch
-    steps = math.ceil(recipe.mix.tokens / length / recipe.pretrain.batch)
-    # fp32 master weights and both moments, and the weights in the training precision
-    checkpoint = parameters * (12 + (2 if recipe.resources.precision == "bf16" else 4))
-
-    def hours(flops: float) -> tuple[str, float]:
-        found = flops / reached / 3600
-        text = f"{found:,.1f} {rates.device}-hours" if found >= 0.1 else f"{found * 3600:,.0f} {rates.device}-seconds"
-        return text, found * rates.device_hour.value
-
     return (
         Line("image-tokenizer", "parameters", "encoder, decoder, codebook", f"{tokenizer_parameters:,}"),
         Line(
             "image-tokenizer",
             "training",
-            f"{seen:,} pictures × {training_flops / 1e9:,.1f} GFLOP / ({share})",
-            *hours(seen * training_flops),
+            f"{seen:,} pictures × {training_flops / 1e9:,.1f} GFLOP / ({share_of(rates)})",
+            *device_hours(seen * training_flops, rates),
         ),
-        Line("pretrain", "parameters", "untied embeddings", f"{parameters:,}"),
-        Line(
-            "pretrain",
-            "training",
-            f"{recipe.mix.tokens:,} tokens × {per_token / 1e9:,.4g} GFLOP / ({share})",
-            *hours(float(per_token) * recipe.mix.tokens),
-        ),
-        Line("pretrain", "steps", f"{recipe.pretrain.batch:,} sequences of {length:,} tokens each", f"{steps:,}"),
-        Line("pretrain", "a checkpoint", "weights, float32 weights and both moments", size_in_words(checkpoint)),
+        *training_lines(recipe, rates),
     )
 
 

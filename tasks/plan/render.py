@@ -9,8 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from tasks.mix.show import lines_of_outline, mixture_table
-from tasks.plan.cost import CostPlan, Line
+from tasks.plan.cost import CostPlan
 from tasks.plan.data import SourceSize
+from tasks.plan.lines import Line
 from tasks.plan.rates import Rate, Rates
 
 

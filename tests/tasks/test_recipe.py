@@ -40,6 +40,33 @@ def test_built_in_recipes_are_valid(name: str) -> None:
     assert find_recipe(f"recipes/{name}.yaml").is_file()
 
 
+def test_a_recipe_like_another_states_what_differs(path: Path) -> None:
+    other = path.with_name("other.yaml")
+    other.write_text("like: small.yaml\nname: other\nmix: {tokens: 2000}\npretrain: {batch: 16}\n")
+    small, found = load_recipe(path), load_recipe(other, ["pretrain.checkpoint_every=7"])
+    assert (found.name, found.mix.tokens, found.pretrain.batch, found.pretrain.checkpoint_every) == (
+        *("other", 2000, 16),
+        7,
+    )
+    assert found.mix.stages == small.mix.stages
+    assert found.sources == small.sources
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("like: none.yaml", r"like: none\.yaml; there is no recipe file .*none\.yaml"),
+        ("like: other.yaml", r"like: other\.yaml; that one is, in the end, like this one"),
+        ("like: list.yaml", r"list\.yaml: expected a mapping of sections"),
+    ],
+)
+def test_what_a_recipe_cannot_be_like_is_named(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "list.yaml").write_text("[1]")
+    (tmp_path / "other.yaml").write_text(text)
+    with pytest.raises(RecipeError, match=says):
+        load_recipe(tmp_path / "other.yaml")
+
+
 def test_unknown_recipe_names_the_known(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"no such recipe file. Built-in recipes: .*emoji"):
         load_recipe(tmp_path / "nope.yaml")
