@@ -42,6 +42,8 @@ WORKER_ENVIRONMENT = {
 
 
 RAY_TRAIN = "runs/ray-train"
+POOL = "accelerator_type:"
+"""How Ray names, among its resources, what kind of accelerators a node has."""
 REPEATING = (CalummaError, TypeError, ValueError, LookupError, AttributeError, NameError, AssertionError, ImportError)
 """What a worker raises that starting it again would not mend."""
 
@@ -177,6 +179,12 @@ def _check_resources(context: StepContext, have: dict[str, float]) -> None:
         raise ResourceError(
             f"step {context.step}: {workers} workers need an accelerator each and the cluster has "
             f"{have.get('GPU', 0):g}. Lower resources.train_workers or set resources.accelerator to null."
+        )
+    if resources.accelerator is not None and f"{POOL}{resources.accelerator}" not in have:
+        pools = ", ".join(sorted(name.removeprefix(POOL) for name in have if name.startswith(POOL))) or "none"
+        raise ResourceError(
+            f"step {context.step}: no node of the cluster has accelerators of type {resources.accelerator}; there are: "
+            f"{pools}. Set resources.accelerator to one of them (Ray's accelerator types), or to null for CPUs."
         )
 
 

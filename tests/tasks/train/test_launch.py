@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from infra.errors import CalummaError, StoreError
+from infra.errors import CalummaError, ResourceError, StoreError
 from infra.storage import Storage
 from tasks.context import StepContext
 from tasks.recipe import load_recipe
-from tasks.train.launch import StopRequest, _last_line, _repeating, _stop_on_sigterm, stop_file
+from tasks.train.launch import StopRequest, _check_resources, _last_line, _repeating, _stop_on_sigterm, stop_file
 
 
 class GroupError(Exception):
@@ -47,6 +47,23 @@ def test_errors_that_would_repeat_are_told_from_deaths() -> None:
 def test_the_last_line_says_what_failed() -> None:
     assert _last_line(GroupError(r1=RuntimeError("peer closed\nmore"))) == "worker 1: RuntimeError: peer closed"
     assert _last_line(ValueError("first\nlast\n")) == "last"
+
+
+@pytest.mark.parametrize(
+    ("have", "says"),
+    [
+        ({"CPU": 16.0}, "need an accelerator each and the cluster has 0"),
+        ({"CPU": 16.0, "GPU": 8.0}, "no node of the cluster has accelerators of type A100; there are: none"),
+        ({"CPU": 16.0, "GPU": 8.0, "accelerator_type:H100": 1.0}, "of type A100; there are: H100"),
+        ({"CPU": 1.0, "GPU": 8.0, "accelerator_type:A100": 1.0}, "need 3.6 CPUs and the cluster has 1"),
+    ],
+)
+def test_workers_that_the_pools_cannot_hold_are_refused(tmp_path: Path, have: dict[str, float], says: str) -> None:
+    wanted = ["resources.accelerator=A100", "resources.train_workers=4", "resources.train_cpus=0.9"]
+    context = StepContext(load_recipe("emoji", wanted), str(tmp_path), "pretrain", "job")
+    with pytest.raises(ResourceError, match=says):
+        _check_resources(context, have)
+    _check_resources(context, {"CPU": 16.0, "GPU": 8.0, "accelerator_type:A100": 1.0})
 
 
 def test_sigterm_becomes_a_stop_request_once_and_then_is_as_before(tmp_path: Path) -> None:
