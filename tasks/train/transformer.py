@@ -15,10 +15,13 @@ from model.training.config import FinetuneConfig, PretrainConfig
 from model.transformer.config import TransformerConfig
 from tasks.context import StepContext
 from tasks.progress import Progress
+from tasks.train.history import History
 from tasks.train.launch import StopRequest, launch
+from tasks.train.live import LiveCurves, curves_file
 
 FACTS = "training.json"
 """What the workers leave for the step's manifest."""
+CURVES = "curves.png"
 
 
 def run_training(
@@ -29,6 +32,9 @@ def run_training(
     start: Storage | None = None,
 ) -> None:
     """Trains on Ray workers and commits the step; ``start`` is the folder of the weights that it starts from."""
+    from model.training.monitors import read_metrics
+    from tasks.train.curves import training_png
+
     recipe, store = context.recipe, context.store()
     context.manifest("mix")
     arguments = {
@@ -37,6 +43,8 @@ def run_training(
         "vocabulary_size": recipe.vocabulary.size,
         "config": config,
         "resources": recipe.resources,
+        "watch": recipe.watch,
+        "sources": [source.name for source in recipe.sources],
         "seed": recipe.seed,
         "store": store.root,
         "mix": context.store("mix").root,
@@ -46,7 +54,10 @@ def run_training(
     }
     launch(context, train_worker, arguments)
     facts: dict[str, Any] = json.loads(store.get(FACTS))
-    context.finish(files=[entry_of_file(store, name) for name in facts.pop("files")], facts=facts)
+    history = History(read_metrics(store))
+    store.put(CURVES, training_png(history, [source.name for source in recipe.sources]))
+    files = [*facts.pop("files"), CURVES]
+    context.finish(files=[entry_of_file(store, name) for name in files], facts=facts)
 
 
 def train_worker(arguments: dict[str, Any]) -> None:
@@ -69,7 +80,9 @@ def train_worker(arguments: dict[str, Any]) -> None:
         model = Transformer(model_config, size).initialise(arguments["seed"])
     else:
         model = load_transformer(Storage(arguments["start"])).float().with_dropout(model_config.dropout)
-    progress = Progress(Storage(arguments["workdir"]), arguments["job"])
+    workdir, job = Storage(arguments["workdir"]), arguments["job"]
+    progress = Progress(workdir, job)
+    progress.curves = curves_file(job)
     outcome = train(
         Training(
             model=model,
@@ -88,7 +101,9 @@ def train_worker(arguments: dict[str, Any]) -> None:
             store=store,
             mix=mix,
             seed=arguments["seed"],
+            watch=arguments["watch"],
             report=lambda step, total, note: progress.update(step, total, "steps", note=note),
+            observe=LiveCurves(workdir, job, store, arguments["sources"]),
             should_stop=StopRequest(arguments["workdir"], arguments["job"]),
         )
     )
