@@ -6,7 +6,7 @@
 The method of Wortsman et al. (2023, "Small-scale proxies for large-scale Transformer training instabilities"): what
 goes wrong late in a large training goes wrong soon in a small one whose learning rate is high. Every combination of
 QK-norm, z-loss and reordered norm is trained at every rate with every seed, on real codes and texts (see
-``stability_run.py``). Each run's course is kept in ``--out``; what is there is not run again, and after ``--minutes``
+``stability_data.py``). Each run's course is kept in ``--out``; what is there is not run again, and after ``--minutes``
 no other is begun. ``--prepare`` only makes the data, which a machine without them needs in ``--out``.
 
 A run *diverged* if its loss stopped being a number, or ends, on held-out rows, more than half a nat above the lowest it
@@ -32,8 +32,9 @@ from typing import Any
 import torch
 
 from benchmarks.common import emit, machine, machine_line, median
+from benchmarks.stability_data import SCALES, frequency_loss, load_rows, rows_of, save_rows
 from benchmarks.stability_plot import picture
-from benchmarks.stability_run import SCALES, Job, Variant, frequency_loss, load_rows, rows_of, run, save_rows
+from benchmarks.stability_run import Job, Variant, run
 
 VARIANTS = tuple(Variant(*means) for means in product((False, True), repeat=3))
 RATES = (1e-3, 1e-2, 3e-2, 1e-1, 3e-1)
@@ -104,8 +105,8 @@ def work(jobs: Sequence[Job], out: Path, data: Path, device: str, processes: int
     with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
         running: set[Future[str]] = set()
         while True:
-            while len(running) < processes and time.monotonic() <= deadline and (job := next(todo, None)):
-                running.add(pool.submit(run_and_keep, job, out, data, device))
+            while len(running) < processes and time.monotonic() <= deadline and (following := next(todo, None)):
+                running.add(pool.submit(run_and_keep, following, out, data, device))
             if not running:
                 break
             finished, running = wait(running, return_when=FIRST_COMPLETED)
@@ -132,7 +133,7 @@ def run_and_keep(job: Job, out: Path, data: Path, device: str) -> str:
 def diverged(run: Run) -> bool:
     """See the module's text. The lowest is of means over three points of the course: single batches are noisy."""
     losses = [line["loss"] for line in run["course"]]
-    lowest = min(sum(three) / 3 for three in zip(losses, losses[1:], losses[2:], strict=False))
+    lowest = min((sum(three) / 3 for three in zip(losses, losses[1:], losses[2:], strict=False)), default=math.inf)
     end = run["held_out"]["loss"]
     return not (math.isfinite(end) and all(map(math.isfinite, losses))) or end > lowest + ROSE
 

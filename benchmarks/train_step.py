@@ -1,15 +1,16 @@
 """Training tokens a second beside ``transformers``' Chameleon: packed documents against padded ones, and a dense batch.
 
-    python -m benchmarks.train_step [--json] [--threads 2] [--rounds 3]
+    python -m benchmarks.train_step [--json] [--threads 2] [--rounds 3]      (some five minutes, 8 GiB)
 
 Both sides have the same weights, dtype, threads, labels, AdamW and clipping, run eagerly, and agree in their losses
 before anything is timed; ``trainers.py`` says what they are. They take turns, and each round begins with the next.
 
 - ``useful_tokens_ratio``: the documents of a batch of packed sequences, real lengths of captions with pictures, texts,
-  programs and illustrated pages in the paper's proportions (``packing.py``), drawn at random from a packed window. Ours
+  programs and illustrated pages in the paper's proportions (``lengths.py``), drawn at random from a packed window. Ours
   trains on the sequences; the peer on the same documents, ``--rows`` at a time, each padded to the longest of its
   batch, so that its batches have at most as many tokens as ours. One optimizer step each. Useful tokens are those with
-  a label, the same on both sides. ``useful_tokens_ratio_sorted``: the peer's documents sorted by length first.
+  a label, the same on both sides. The vocabulary is smaller here, pictures and 8,192 pieces of text, as the peer holds
+  the logits of a whole batch several times. ``useful_tokens_ratio_sorted``: its documents sorted by length first.
 - ``useful_share_N``: of 4,000 such documents in batches of N rows, how much is not padding.
 - ``dense_ratio``: rows of one document each, nothing padded; both sides get the same tensors.
 
@@ -20,13 +21,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from benchmarks.common import emit, machine_line, median, speed_ratio, timed
-from benchmarks.packing import V, draw, ids_of, real_shapes, shares
+from benchmarks.lengths import V, draw, ids_of, real_shapes, shares
 from benchmarks.trainers import Ids, Micro, Ours, Peer, labels_of, mean_nll, optimizer_of, packed, padded, step
 from infra.settings import ResourcesConfig
 from model.training.optimizer import use_bf16
@@ -50,6 +52,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rows", type=int, default=4, help="sequences of a packed batch, documents of a padded one")
     parser.add_argument("--dense", type=int, nargs=2, default=(2, 2048), metavar=("ROWS", "LENGTH"))
     parser.add_argument("--vocabulary", type=int, default=65536, help="of the dense batch's model")
+    parser.add_argument(
+        "--packed-vocabulary",
+        type=int,
+        default=24576,
+        help="of the other batches' model; with 65536 the peer wants 14 GB",
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", choices=("packed", "dense"))
@@ -59,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(machine_line("transformers"), f"\n{args.threads} thread(s)")
     bf16 = use_bf16(ResourcesConfig())
     figures: dict[str, Any] = {"threads": args.threads, "bf16_measured": bf16}
-    pieces = real_pieces(args.length) if args.only != "dense" else []
+    pieces = [fold(ids, args.packed_vocabulary) for ids in real_pieces(args.length)] if args.only != "dense" else []
     for dtype in (torch.float32, torch.bfloat16) if bf16 else (torch.float32,):
         suffix = "" if dtype == torch.float32 else "_bf16"
         if args.only != "dense":
@@ -78,24 +86,30 @@ def real_pieces(length: int) -> list[Ids]:
     shapes = real_shapes()
     mean = sum(share / np.mean([s.tokens for s in shapes[name]]) for name, share in shares().items())
     for name, share in shares().items():
-        for shape in draw(shapes[name], WINDOW / mean * share, rng):
+        for shape in draw(shapes[name], float(WINDOW / mean * share), rng):
             ids = ids_of(shape, rng)
             found += [ids[at : at + length] for at in range(0, len(ids), length) if at + 1 < len(ids)]
-    rng.shuffle(found)  # type: ignore[arg-type]  # a list of arrays is shuffled as any list
+    rng.shuffle(found)
     return found
+
+
+def fold(ids: Ids, vocabulary: int) -> Ids:
+    """The same document with fewer text pieces; pictures stay as they are."""
+    text = ids >= V.text_start
+    return np.where(text, V.text_start + (ids - V.text_start) % (vocabulary - V.text_start), ids).astype(np.uint16)
 
 
 def packed_figures(args: argparse.Namespace, pieces: Sequence[Ids], dtype: torch.dtype) -> dict[str, Any]:
     """Packed against padded, and what padding there is in longer batches than can be trained on here."""
     sizes = np.array([len(ids) for ids in pieces])
     figures: dict[str, Any] = {"documents_mean_tokens": float(sizes.mean())}
-    for rows in SHARES_OF:
-        batches = sizes[: len(sizes) // rows * rows].reshape(-1, rows)
-        figures[f"useful_share_{rows}"] = float(sizes[: batches.size].sum() / (batches.max(1) * rows).sum())
-    ours, peer = contenders(args.dim, args.layers, V.size, dtype)
+    for number in SHARES_OF:
+        by_batch = sizes[: len(sizes) // number * number].reshape(-1, number)
+        figures[f"useful_share_{number}"] = float(by_batch.sum() / (by_batch.max(1) * number).sum())
+    ours, peer = contenders(args.dim, args.layers, args.packed_vocabulary, dtype)
     rows = packed_rows(pieces, args.length, args.rows)
     documents = [ids for row in rows for ids in row]
-    np.random.default_rng(1).shuffle(documents)  # type: ignore[arg-type]  # as above
+    np.random.default_rng(1).shuffle(documents)
     batches = {
         "ours": [packed(rows, args.length, V)],
         "padded": [padded(some) for some in groups(documents, args.rows)],
@@ -147,7 +161,8 @@ def packed_rows(pieces: Sequence[Ids], length: int, count: int) -> list[list[Ids
     """``count`` sequences, drawn at random from those that best fit makes of the window."""
     sequence_N, offset_N, opened = best_fit(np.array([len(ids) for ids in pieces], np.int64), length)
     chosen = np.random.default_rng(2).choice(opened, min(count, opened), replace=False)
-    return [[pieces[n] for n in sorted(np.flatnonzero(sequence_N == s), key=offset_N.__getitem__)] for s in chosen]
+    inside = [np.flatnonzero(sequence_N == s) for s in chosen]
+    return [[pieces[n] for n in found_K[np.argsort(offset_N[found_K])].tolist()] for found_K in inside]
 
 
 def groups(documents: Sequence[Ids], rows: int) -> list[Sequence[Ids]]:
@@ -169,7 +184,7 @@ def race(sides: dict[str, tuple[Ours | Peer, Sequence[Micro]]], rounds: int) -> 
     def run(side: Ours | Peer, micros: Sequence[Micro]) -> None:
         step(side, optimizers[id(side)], micros)
 
-    seconds = timed({name: (lambda pair=pair: run(*pair)) for name, pair in sides.items()}, rounds)
+    seconds = timed({name: partial(run, *pair) for name, pair in sides.items()}, rounds)
     for name, taken in seconds.items():
         print(f"{name:8} " + ", ".join(f"{s:.2f} s" for s in taken), flush=True)
     return seconds

@@ -9,8 +9,8 @@ Shape letters: B rows, T positions, D width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.data.batch import make_batch
 from model.training.config import OptimizerConfig
 from model.training.optimizer import make_optimizer
 from model.transformer.convert import to_transformers, transformers_config
@@ -30,15 +29,6 @@ OPTIMIZER = OptimizerConfig()
 Z_LOSS = 1e-5
 Ids = npt.NDArray[np.uint16]
 Micro = Mapping[str, Tensor]
-
-
-class Side(Protocol):
-    """One of the two contenders."""
-
-    module: nn.Module
-
-    def total(self, micro: Micro) -> Tensor:
-        """The loss of a micro-batch summed over its labels, to go backward from."""
 
 
 class Ours:
@@ -79,13 +69,13 @@ class Peer:
         if unexpected or not all(name.startswith("model.vqmodel.") for name in missing):
             raise SystemExit(f"transformers' model has other weights: {unexpected[:3]} unknown, {missing[:3]} missing")
         self.module.model.vqmodel.requires_grad_(False)  # has no part in training on tokens
+        self.loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
 
     def total(self, micro: Micro) -> Tensor:
         hidden_BTD = self.module.model(
             input_ids=micro["tokens"], attention_mask=micro.get("attention_mask"), use_cache=False
         )[0]
-        logits_BTV = self.module.lm_head(hidden_BTD)
-        return cross_entropy(logits_BTV, micro["labels"])
+        return self.loss(self.module.lm_head(hidden_BTD), micro["labels"])
 
     def nll(self, micro: Micro) -> float:
         return float(self.total(micro))
@@ -96,7 +86,7 @@ def cross_entropy(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
     return F.cross_entropy(logits_BTV.flatten(0, 1).float(), labels_BT.flatten(), ignore_index=IGNORE, reduction="sum")
 
 
-def optimizer_of(side: Side) -> torch.optim.Optimizer:
+def optimizer_of(side: Ours | Peer) -> torch.optim.Optimizer:
     """Each side's AdamW with the same settings: ours with its groups, the peer's as torch makes it."""
     if isinstance(side, Ours):
         return make_optimizer(side.module, OPTIMIZER)
@@ -111,7 +101,7 @@ def optimizer_of(side: Side) -> torch.optim.Optimizer:
     )
 
 
-def step(side: Side, optimizer: torch.optim.Optimizer, micros: Sequence[Micro]) -> None:
+def step(side: Ours | Peer, optimizer: torch.optim.Optimizer, micros: Sequence[Micro]) -> None:
     """One optimizer step over the micro-batches: the mean over all their labels, clipped."""
     count = labels_of(micros)
     optimizer.zero_grad(set_to_none=True)
@@ -137,6 +127,8 @@ def labels_of(micros: Iterable[Micro]) -> int:
 
 def packed(rows: Sequence[Sequence[Ids]], length: int, vocabulary: Vocabulary) -> Micro:
     """Documents laid one after another in rows of ``length``, as the loader gives them."""
+    from model.data.batch import make_batch  # needs the stores' packages, which a machine with a GPU may lack
+
     tokens_BT = np.full((len(rows), length), PAD, np.uint16)
     starts_BT = np.zeros((len(rows), length), np.bool_)
     for b, documents in enumerate(rows):

@@ -1,4 +1,4 @@
-"""The stability study at toy size: it resumes, stops in time, tells divergence, and its probe sees what there is."""
+"""The stability study at toy size: it resumes, stops in time and tells divergence."""
 
 from __future__ import annotations
 
@@ -12,24 +12,11 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import stability
+from benchmarks import stability, stability_run
+from benchmarks.stability_data import SCALES, frequency_loss, load_rows, picture_codes, rows_of, save_rows
 from benchmarks.stability_plot import picture, style_of
-from benchmarks.stability_run import (
-    SCALES,
-    Job,
-    Probe,
-    Variant,
-    frequency_loss,
-    load_rows,
-    picture_codes,
-    rows_of,
-    run,
-    save_rows,
-)
+from benchmarks.stability_run import Job, Variant, run
 from benchmarks.trainers import Ids
-from model.transformer.backends import document_mask
-from model.transformer.config import TransformerConfig
-from model.transformer.model import Transformer
 
 TINY = SCALES["tiny"]
 
@@ -91,34 +78,6 @@ def test_processes_side_by_side_find_the_same(folder: Path) -> None:
     assert there["held_out"] == here["held_out"]
 
 
-def test_the_probe_sees_the_largest_logit_within_documents() -> None:
-    torch.manual_seed(0)
-    model = Transformer(TransformerConfig(dim=16, layers=1, heads=2, dropout=0), 50).initialise(0)
-    documents_BT = torch.tensor([[0, 0, 0, 1, 1, -1]], dtype=torch.int32)
-    seen: list[torch.Tensor] = []
-    attention = model.layers[0].attention
-    attention.register_forward_pre_hook(lambda module, args: (*args[:2], _keeping(args[2], seen), *args[3:]))
-    probe = Probe(model)
-    tokens_BT = torch.randint(0, 50, (1, 6))
-    model(tokens_BT, documents_BT)
-    assert probe.logit == -math.inf  # nothing is watched unasked
-    probe.mask = document_mask(documents_BT)
-    model(tokens_BT, documents_BT)
-    q, k = (x.detach() for x in seen[-2:])
-    logits = torch.einsum("bhtc,bhsc->bhts", q, k) / math.sqrt(8)
-    allowed = [(t, s) for t in range(6) for s in range(t + 1) if documents_BT[0, t] == documents_BT[0, s]]
-    assert probe.logit == pytest.approx(max(float(logits[0, :, t, s].max()) for t, s in allowed))
-    assert probe.output_norm > 0
-
-
-def _keeping(attend: Any, seen: list[torch.Tensor]) -> Any:
-    def kept(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        seen.extend((q, k))
-        return attend(q, k, v)
-
-    return kept
-
-
 def made_up_run(losses: list[float], end: float) -> dict[str, Any]:
     return {"course": [{"loss": loss} for loss in losses], "held_out": {"loss": end}}
 
@@ -129,6 +88,17 @@ def test_divergence_is_a_rise_or_no_number() -> None:
     assert stability.diverged(made_up_run([7, 6, math.nan], 5.0))
     assert stability.diverged(made_up_run([7, 6, 5], math.inf))
     assert not stability.diverged(made_up_run([7, 7, 7], 7))  # has learnt nothing, and lost nothing
+
+
+def test_a_run_whose_loss_is_no_number_has_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: Any) -> float:
+        return math.nan
+
+    monkeypatch.setattr(stability_run, "factor", broken)  # the first step makes the weights NaN
+    found = run(Job("tiny", Variant(False, False, False), 0.1, 0), made_up_rows())
+    assert found["steps"] == 2
+    assert math.isnan(found["held_out"]["loss"])
+    assert stability.diverged(found)
 
 
 def test_the_picture_bears_what_is_not_a_number() -> None:

@@ -9,19 +9,21 @@ import pytest
 import torch
 
 from benchmarks import train_step
-from benchmarks.packing import V
+from benchmarks.lengths import V
 from benchmarks.trainers import Ids, Ours, Peer, labels_of, mean_nll, optimizer_of, packed, padded, step
 from model.transformer.loss import IGNORE
 from model.vocabulary import BOS, EOS, PAD
 
 SMALL = ["--dim", "64", "--layers", "1", "--length", "64", "--rows", "2", "--dense", "1", "16"]
 SMALL += ["--vocabulary", "512", "--rounds", "1", "--threads", "1", "--json"]
+FEW = V.text_start + 512
+SMALL += ["--packed-vocabulary", str(FEW)]
 
 
 def documents(count: int = 60) -> list[Ids]:
     rng = np.random.default_rng(0)
     lengths = rng.integers(2, 60, count)
-    return [np.concatenate([[BOS], rng.integers(V.text_start, V.size, n), [EOS]]).astype(np.uint16) for n in lengths]
+    return [np.concatenate([[BOS], rng.integers(V.text_start, FEW, n), [EOS]]).astype(np.uint16) for n in lengths]
 
 
 def test_it_runs_and_ends_with_its_figures(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,7 +41,7 @@ def test_it_runs_and_ends_with_its_figures(capsys: pytest.CaptureFixture[str], m
 
 
 def test_both_sides_train_on_the_same_labels_alike() -> None:
-    ours, peer = train_step.contenders(64, 2, V.size, torch.float32)
+    ours, peer = train_step.contenders(64, 2, FEW, torch.float32)
     rows = train_step.packed_rows(documents(), 64, 3)
     flat = [ids for row in rows for ids in row]
     mine, theirs = [packed(rows, 64, V)], [padded(some) for some in train_step.groups(flat, 2)]
@@ -49,7 +51,14 @@ def test_both_sides_train_on_the_same_labels_alike() -> None:
         assert mean_nll(ours, mine) == pytest.approx(mean_nll(peer, theirs), abs=1e-3)
         step(ours, optimizers[0], mine)
         step(peer, optimizers[1], theirs)
-    assert mean_nll(ours, mine) < 0.999 * mean_nll(train_step.contenders(64, 2, V.size, torch.float32)[0], mine)
+    assert mean_nll(ours, mine) < 0.999 * mean_nll(train_step.contenders(64, 2, FEW, torch.float32)[0], mine)
+
+
+def test_a_smaller_vocabulary_changes_texts_only() -> None:
+    ids = np.array([BOS, V.boi, 4, 8195, V.eoi, V.text_start, V.text_start + 99, V.text_start + 100, EOS], np.uint16)
+    folded = train_step.fold(ids, V.text_start + 100)
+    assert folded.tolist() == [*ids[:7], V.text_start, EOS]
+    assert folded.dtype == np.uint16
 
 
 def test_sides_that_disagree_are_not_timed() -> None:
