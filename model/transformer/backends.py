@@ -6,8 +6,8 @@ layers, into an :class:`Attend`: what takes queries, keys and values. The backen
 
 | backend | what computes | whole rows, documents | where |
 | --- | --- | --- | --- |
-| reference | products written out | mask of T x T | everywhere |
-| sdpa | torch's own attention | causal flag, mask of T x T | everywhere |
+| reference | products written out | mask of T x T; on CPUs document by document | everywhere |
+| sdpa | torch's own attention | causal flag, mask of T x T; on CPUs document by document | everywhere |
 | flex | FlexAttention | block mask: blocks of other documents are skipped | GPUs; forward only on CPUs |
 | xformers | xformers' BlockDiagonalCausalMask | other documents are never touched | half, on GPUs where it loads |
 | varlen | torch's variable-length flash attention | other documents are never touched | half, on GPUs |
@@ -22,6 +22,7 @@ import importlib.util
 import logging
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import torch
@@ -65,6 +66,14 @@ class Segments(NamedTuple):
         starts = begins_BT.flatten().nonzero().squeeze(1).to(torch.int32)
         borders = torch.cat((starts, starts.new_tensor([n])))
         return cls(borders, int(borders.diff().max()))
+
+    def by_row(self, rows: int, length: int) -> tuple[tuple[int, ...], ...]:
+        """The segments' lengths, row by row, without those of no length."""
+        found: list[list[int]] = [[] for _ in range(rows)]
+        for first, end in pairwise(self.cu_seqlens.tolist()):
+            if end > first:
+                found[first // length].append(end - first)
+        return tuple(map(tuple, found))
 
     @classmethod
     def whole_rows(cls, rows: int, length: int, device: torch.device) -> Segments:
@@ -123,6 +132,28 @@ class Sdpa:
         return F.scaled_dot_product_attention(
             q_BHTC, k_BKSC, v_BKSC, attn_mask=self.mask, is_causal=self.mask is None, enable_gqa=grouped
         )
+
+
+@dataclass(frozen=True)
+class BySegments:
+    """Documents one after the other, each causally by itself: on CPUs, where a mask hides but does not spare."""
+
+    causal: Attend
+    lengths: tuple[tuple[int, ...], ...]
+    """Of each row's segments, padding among them; they add up to T."""
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # it would be compiled anew for every batch's lengths
+    def __call__(self, q_BHTC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor) -> Tensor:
+        def cut(x: Tensor) -> list[Tensor]:  # split, not slices: their gradients are put together once
+            rows = torch.split(x, 1)
+            return [s for row, own in zip(rows, self.lengths, strict=True) for s in torch.split(row, list(own), 2)]
+
+        found = [self.causal(*qkv) for qkv in zip(cut(q_BHTC), cut(k_BKTC), cut(v_BKTC), strict=True)]
+        rows, at = [], 0
+        for own in self.lengths:
+            rows.append(torch.cat(found[at : at + len(own)], 2))
+            at += len(own)
+        return torch.cat(rows)
 
 
 @dataclass(frozen=True)
@@ -201,6 +232,9 @@ def prepare(
         segments: The same borders, where the caller has them; else they are found where the backend needs them.
     """
     if backend in ("reference", "sdpa"):
+        if documents_BT is not None and device.type == "cpu":
+            segments = Segments.of(documents_BT) if segments is None else segments
+            return BySegments(masked(backend, None, dtype), segments.by_row(rows, length))
         mask = None if documents_BT is None else document_mask(documents_BT)
         return masked(backend, mask, dtype)
     if backend == "flex":

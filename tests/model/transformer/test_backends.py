@@ -14,6 +14,7 @@ from model.transformer.backends import (
     BACKENDS,
     PADDING,
     Backend,
+    BySegments,
     Segments,
     choose,
     document_mask,
@@ -68,6 +69,30 @@ def test_a_backend_computes_attention(backend: Backend, heads: str, pattern: str
     assert (want - have).abs().max() < 1e-5
 
 
+@pytest.mark.parametrize("pattern", ["documents", "padding"])
+@pytest.mark.parametrize("heads", HEADS)
+@pytest.mark.parametrize("backend", ["reference", "sdpa"])
+def test_document_by_document_is_as_under_a_mask(backend: Backend, heads: str, pattern: str) -> None:
+    documents = documents_of(pattern)
+    assert documents is not None
+    cut = prepare(backend, documents, 2, 9, CPU, torch.float32)
+    given = prepare(backend, documents, 2, 9, CPU, torch.float32, Segments.of(documents))
+    assert isinstance(cut, BySegments)
+    assert cut.lengths == {"documents": ((3, 4, 2), (9,)), "padding": ((3, 4, 2), (9,))}[pattern]
+    assert given == cut
+    results = []
+    for attend in (cut, masked(backend, document_mask(documents), torch.float32)):
+        q, k, v = qkv(HEADS[heads])
+        y = attend(q, k, v)
+        results.append((y, *torch.autograd.grad(y.square().sum(), (q, k, v))))
+    assert all((a - b).abs().max() < 1e-5 for a, b in zip(*results, strict=True))
+
+
+def test_segments_of_no_length_are_passed_over() -> None:
+    borders = torch.tensor([0, 3, 9, 9, 12, 18, 18, 18], dtype=torch.int32)
+    assert Segments(borders, 6).by_row(2, 9) == ((3, 6), (3, 6))
+
+
 @pytest.mark.parametrize("pattern", DOCUMENTS)
 @pytest.mark.parametrize("heads", HEADS)
 def test_gradients_agree(heads: str, pattern: str) -> None:
@@ -84,7 +109,7 @@ def test_gradients_agree(heads: str, pattern: str) -> None:
 def test_flex_has_no_backward_on_cpus_and_that_is_why_it_is_not_offered() -> None:
     q, k, v = qkv()
     with pytest.raises(NotImplementedError, match="backward on CPU"):
-        prepare("flex", None, 2, 9, CPU, torch.float32)(q, k, v).sum().backward()
+        prepare("flex", None, 2, 9, CPU, torch.float32)(q, k, v).sum().backward()  # type: ignore[no-untyped-call]
 
 
 def test_the_gpus_backends_are_the_same_attention_over_segments(monkeypatch: pytest.MonkeyPatch) -> None:
