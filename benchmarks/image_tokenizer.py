@@ -129,7 +129,7 @@ def quality(before_BCHW: Tensor, after_BCHW: Tensor, perceptual: PerceptualLoss 
         "ssim": float(ssim(before_BCHW, after_BCHW).mean()),
     }
     if perceptual is not None:
-        pairs = zip(before_BCHW.split(BATCH), after_BCHW.split(BATCH), strict=True)
+        pairs = zip(torch.split(before_BCHW, BATCH), torch.split(after_BCHW, BATCH), strict=True)
         total = sum(float(perceptual(normalise(a), normalise(b))) * len(a) for a, b in pairs)
         figures["lpips"] = total / len(before_BCHW)
     return figures
@@ -147,7 +147,7 @@ def train_on_workers(
     job = {"config": config.model_dump(mode="json"), "training": training.model_dump(mode="json")}
     (folder / "job.json").write_text(json.dumps(job))
     os.environ.update(WORKER_ENVIRONMENT)  # as the pipeline's own workers; some are read when a process starts
-    mp.spawn(_worker, (workers, str(folder)), workers)  # type: ignore[no-untyped-call]
+    mp.spawn(_worker, (workers, str(folder)), workers)  # type: ignore[attr-defined]
     return [(step, seconds) for step, seconds in json.loads((folder / "times.json").read_text())]
 
 
@@ -200,7 +200,7 @@ def code_use(codes_BN: Tensor, count: int) -> dict[str, float]:
 
 def in_batches(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """The function over batches of rows, joined."""
-    return torch.cat([function(part) for part in x.split(BATCH)])
+    return torch.cat([function(part) for part in torch.split(x, BATCH)])
 
 
 def sheet(*columns: Tensor) -> bytes:

@@ -47,13 +47,16 @@ _VQ_CONFIG = {"base_channels": "channels", "num_res_blocks": "residual_blocks", 
 _VQ_ONLY = {"double_latent": False, "in_channels": 3, "attn_type": "vanilla"}
 
 
-def architecture_of(weights: Mapping[str, Tensor], described: Mapping[str, Any], where: str) -> ImageTokenizerConfig:
+def architecture_of(
+    weights: Mapping[str, Tensor], described: Mapping[str, Any], where: str, groups: int = GROUPS
+) -> ImageTokenizerConfig:
     """The configuration that these weights have.
 
     Args:
         weights: By taming's names, without prefix; the decoder's may be missing as a whole.
         described: What :func:`describe` read, and ``resolution``, which no shape tells.
         where: Whose they are, for messages.
+        groups: Of every GroupNorm, which no shape tells either; other than 32 in our own layout only.
 
     Raises:
         StoreError: The weights are not such a model's, or the description says otherwise.
@@ -67,7 +70,7 @@ def architecture_of(weights: Mapping[str, Tensor], described: Mapping[str, Any],
                 "They do not belong together; name the configuration that does."
             )
     try:
-        config = ImageTokenizerConfig(**found, norm_groups=GROUPS)
+        config = ImageTokenizerConfig(**found, norm_groups=groups)
     except ValidationError as e:
         reasons = "; ".join(str(error["msg"]).removeprefix("Value error, ") for error in e.errors())
         raise StoreError(f"{where}: this architecture cannot be represented: {reasons}") from e
@@ -92,8 +95,13 @@ def _from_shapes(weights: Mapping[str, Tensor], where: str) -> dict[str, Any]:
             f"{where}: encoder.conv_out.weight has {latent} outputs for {z_channels} channels of the latent: a mean "
             "and a variance each (double_z), as in a KL autoencoder. Only encoders with one are supported."
         )
-    indices = [re.fullmatch(r"encoder\.down\.(\d+)\.block\.(\d+)\.conv1\.weight", name) for name in weights]
+    indices = [re.fullmatch(r"encoder\.down\.(\d{1,9})\.block\.(\d{1,9})\.conv1\.weight", name) for name in weights]
     blocks = [(int(match[1]), int(match[2])) for match in indices if match]
+    highest = max((max(pair) for pair in blocks), default=0)
+    if highest >= len(weights):  # or the model that they are compared with would have as many
+        raise StoreError(
+            f"{where}: among {len(weights)} tensors one is of level or block {highest}; is the file whole?"
+        )
     levels = 1 + max((level for level, _ in blocks), default=0)
     multipliers = []
     for level in range(levels):
@@ -164,7 +172,7 @@ def describe(text: bytes, where: str) -> dict[str, Any]:
     """
     try:
         found = json.loads(text) if where.endswith(".json") else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as e:
+    except (ValueError, yaml.YAMLError, RecursionError) as e:
         raise StoreError(f"{where}: cannot be read ({e})") from e
     if not isinstance(found, dict):
         raise StoreError(f"{where}: expected keys and values at the top, got {type(found).__name__}")
@@ -209,8 +217,8 @@ def _described(
             described[ours] = _number(value, at + theirs, where)
     sides = section.get("attn_resolutions") or []
     levels = range(len(described.get("multipliers", ())))
-    reached = {described.get("resolution", RESOLUTION) // 2**level for level in levels}
-    if not isinstance(sides, list | tuple) or reached & set(sides):
+    reached = {described.get("resolution", RESOLUTION) >> level for level in levels}
+    if not isinstance(sides, list | tuple) or any(not isinstance(side, int) or side in reached for side in sides):
         raise StoreError(
             f"{where}: {at}attn_resolutions is {sides!r}: attention at levels is not supported, only in the middle"
         )

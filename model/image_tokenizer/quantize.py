@@ -13,6 +13,9 @@ from torch import Tensor, nn
 MEMORY = {"cpu": 4 << 20, "cuda": 256 << 20}
 """Bytes that :func:`nearest` holds distances in, twice: on a CPU what stays in its cache, on a GPU what fills it."""
 
+DRAWS = 1024
+"""Rounds, at most or nearly, in which :func:`sample_far` draws."""
+
 
 def nearest(x_ND: Tensor, entries_KD: Tensor) -> Tensor:
     """Index (N,) int64 of each vector's nearest entry; of equally near ones the first.
@@ -61,21 +64,28 @@ class VectorQuantizer(nn.Module):
 def sample_far(x_ND: Tensor, chosen_KD: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """``count`` rows of ``x_ND``, drawn by their squared distance to the nearest chosen one (k-means++'s rule).
 
-    Distances are updated after each draw, so that the drawn ones are far from each other as well. Fewer rows come back
-    only if fewer differ from every chosen one.
+    Distances are updated after each draw, so that the drawn ones are far from each other as well; of more than
+    :data:`DRAWS` rows a few are drawn at once, since each draw reads all vectors. Fewer rows come back only if fewer
+    differ from every chosen one.
     """
     rows: list[Tensor] = []
+    at_once, left = -(-count // DRAWS), count
     if len(chosen_KD):
         distance_N = (x_ND - chosen_KD[nearest(x_ND, chosen_KD)]).square().sum(1)
     else:
         distance_N = x_ND.new_full((len(x_ND),), torch.inf)
-    for _ in range(count):
+    while left:
         weight_N = torch.where(distance_N.isinf(), 1.0, distance_N).double()
-        if not bool((weight_N > 0).any()):
+        possible = int((weight_N > 0).sum())
+        if not possible:
             break
-        index = torch.multinomial(weight_N, 1, generator=generator)
-        rows.append(x_ND[index])
-        distance_N = torch.minimum(distance_N, (x_ND - rows[-1]).square().sum(1))
+        drawn_KD = x_ND[torch.multinomial(weight_N, min(at_once, left, possible), generator=generator)]
+        if len(drawn_KD) > 1:
+            drawn_KD = drawn_KD.unique(dim=0)  # equal vectors at different places
+        rows.append(drawn_KD)
+        left -= len(drawn_KD)
+        nearest_ND = drawn_KD[nearest(x_ND, drawn_KD)] if len(drawn_KD) > 1 else drawn_KD
+        distance_N = torch.minimum(distance_N, (x_ND - nearest_ND).square().sum(1))
     return torch.cat(rows) if rows else x_ND[:0]
 
 

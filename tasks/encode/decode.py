@@ -21,16 +21,10 @@ from typing import Literal, get_args
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from infra.errors import CalummaError
-from tasks.encode.colour import upright_rgb
+from model.processor.colour import FORMATS, upright_rgb
 
 ErrorClass = Literal["empty", "not-an-image", "unsupported", "bomb", "truncated", "corrupt", "memory"]
 ERROR_CLASSES: tuple[str, ...] = get_args(ErrorClass)
-
-FORMATS: tuple[str, ...] = (
-    *("JPEG", "PNG", "GIF", "WEBP", "AVIF", "JPEG2000", "TIFF", "BMP", "DIB", "ICO", "PPM", "TGA"),
-    *("PCX", "SGI", "QOI"),
-)
-"""Formats that are decoded (MPO as JPEG); anything else that Pillow would recognise is ``unsupported``."""
 
 _TIFF_TILE_WIDTH, _TIFF_TILE_LENGTH = 322, 323
 _UNSUPPORTED_BY_PILLOW = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,9 +30,30 @@ def test_lpips_may_see_some_pictures_only(vgg_file: Path) -> None:
     seen = terms(vgg_file, perceptual_every=3)
     assert seen.perceptual is not None
     loss = seen.fidelity(y_BCHW, Batch(x_BCHW))["perceptual"]
-    assert torch.equal(loss, seen.perceptual(y_BCHW[[0, 3]], x_BCHW[[0, 3]]))
+    assert torch.allclose(loss, seen.perceptual(y_BCHW[[0, 3]], x_BCHW[[0, 3]]))
     gradient = torch.autograd.grad(loss, y_BCHW)[0]
     assert (gradient.abs().sum((1, 2, 3)) > 0).tolist() == [True, False, False, True]
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("world", [2, 3])
+def test_which_pictures_lpips_sees_does_not_depend_on_the_workers(vgg_file: Path, every: int, world: int) -> None:
+    """Each worker's part, averaged, is one worker's: the figure, and the gradient that DeepSpeed averages."""
+    torch.manual_seed(0)
+    x_BCHW, y_BCHW = torch.rand(6, 3, 16, 16) * 2 - 1, (torch.rand(6, 3, 16, 16) * 2 - 1).requires_grad_()
+    training = ImageTokenizerTraining(perceptual_weights=str(vgg_file), perceptual_every=every)
+
+    def part(rank: int, world: int) -> torch.Tensor:
+        found = Terms(
+            training, torch.device("cpu"), faces=False, objects=False, average=lambda x: x, rank=rank, world=world
+        )
+        mine = slice(rank * 6 // world, (rank + 1) * 6 // world)
+        return found.fidelity(y_BCHW[mine], Batch(x_BCHW[mine]))["perceptual"]
+
+    one, many = part(0, 1), torch.stack([part(rank, world) for rank in range(world)]).mean()
+    assert torch.allclose(one, many, rtol=1e-5)
+    gradients = [torch.autograd.grad(loss, y_BCHW)[0] for loss in (one, many)]
+    assert float((gradients[0] - gradients[1]).abs().max()) < 1e-3 * float(gradients[0].abs().max())
 
 
 # -- faces and objects
@@ -271,3 +293,27 @@ def test_dead_codes_come_back_as_latents_without_momentum(vgg_file: Path, monkey
         for moment in ("exp_avg", "exp_avg_sq"):
             assert not trainer.optimizer.state[codebook][moment][code].any()
     assert len(codebook[10:].unique(dim=0)) == 6
+
+
+def test_codes_have_as_long_after_the_codebooks_start_as_any(vgg_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = every_term(
+        vgg_file,
+        **{"steps": 40, "codebook_start": 0.125, "revive_after": 3, "discriminator_start": 10**6},
+        **{"perceptual_weight": 0.0, "face_weight": 0.0, "object_weight": 0.0},
+    )
+    revived: list[int] = []
+
+    def far(x_ND: torch.Tensor, *rest: object) -> torch.Tensor:
+        revived.append(trainer.step)
+        return x_ND[:0]
+
+    def start(real: Callable[[], None] = trainer._start_codebook) -> None:
+        real()
+        trainer.model.quantize.embedding.weight.data[10:] = 1000.0  # there is always something dead
+
+    monkeypatch.setattr("model.image_tokenizer.trainer.sample_far", far)
+    monkeypatch.setattr(trainer, "_start_codebook", start)
+    for _ in range(12):
+        trainer.train_step()
+    assert trainer.codebook_start == 5
+    assert revived == [8, 11]

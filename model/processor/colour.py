@@ -1,4 +1,8 @@
-"""From an opened picture of any mode to upright sRGB on white; `tasks/encode/decode.py` states the rules."""
+"""From an opened picture of any mode to upright sRGB on white; `tasks/encode/decode.py` states the rules.
+
+This file needs nothing but Pillow and NumPy: every exported model carries a copy of it, so that its processor sees a
+picture as training did.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +27,19 @@ UPRIGHT: dict[int, Image.Transpose] = {
     8: Image.Transpose.ROTATE_90,
 }
 """By EXIF orientation, what turns the stored pixels upright."""
+FORMATS: tuple[str, ...] = (
+    *("JPEG", "PNG", "GIF", "WEBP", "AVIF", "JPEG2000", "TIFF", "BMP", "DIB", "ICO", "PPM", "TGA"),
+    *("PCX", "SGI", "QOI"),
+)
+"""Formats that are decoded (MPO as JPEG); anything else that Pillow would recognise is ``unsupported``."""
 _PROFILE_MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab ": "LAB"}
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """The pixels of an opened picture by this module's rules, in mode ``RGB``; to be called within ``decode.opened``.
+    """The pixels of an opened picture by this module's rules, in mode ``RGB``.
 
-    Raises NotImplementedError for pixels of which nothing says what is white.
+    A file is hostile until its format and size are checked: see ``decode.opened``. What comes out can be given in again
+    and stays as it is. Raises NotImplementedError for pixels of which nothing says what is white.
     """
     image.load()
     turn = UPRIGHT.get(orientation(image))
@@ -41,7 +51,10 @@ def upright_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGB", rgb.size, (255, 255, 255))
         white.paste(rgb, mask=alpha)
         rgb = white
-    return rgb if turn is None else rgb.transpose(turn)
+    upright = rgb if turn is None else rgb.transpose(turn)
+    if upright is not image:
+        upright.info = {}  # or who reads the picture again would turn it, and convert its colours, once more
+    return upright
 
 
 def orientation(image: Image.Image) -> int:
