@@ -15,6 +15,7 @@ from PIL import Image, ImageCms, TiffImagePlugin
 
 _ORIENTATION_TAG = 0x0112
 _TIFF_BITS, _TIFF_PHOTOMETRIC = 258, 262
+_TIFF_TILE_WIDTH, _TIFF_TILE_LENGTH = 322, 323
 _BAND = 1 << 20
 """Pixels looked up in a table at a time: an index needs eight bytes for each."""
 UPRIGHT: dict[int, Image.Transpose] = {
@@ -55,6 +56,18 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     if upright is not image:
         upright.info = {}  # or who reads the picture again would turn it, and convert its colours, once more
     return upright
+
+
+def too_large(image: Image.Image, max_pixels: int) -> str:
+    """What a picture declares of which more than ``max_pixels`` would have to be decoded; empty if it does not."""
+    areas = [image.size]
+    if isinstance(image, TiffImagePlugin.TiffImageFile):  # a tile may be larger than the picture, and is decoded whole
+        tags = image.tag_v2
+        areas.append((int(tags.get(_TIFF_TILE_WIDTH, 1)), int(tags.get(_TIFF_TILE_LENGTH, 1))))
+    for width, height in areas:
+        if width * height > max_pixels:
+            return f"it declares {width}x{height} = {width * height:,} pixels; at most {max_pixels:,} are decoded"
+    return ""
 
 
 def orientation(image: Image.Image) -> int:

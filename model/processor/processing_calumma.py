@@ -18,7 +18,7 @@ from PIL import Image
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
-from .colour import FORMATS, upright_rgb
+from .colour import FORMATS, too_large, upright_rgb
 from .interleave import Interleaver, Layout, Rows
 
 MAX_PIXELS = 178_956_970
@@ -195,9 +195,8 @@ def _opened(image: Any) -> Any:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise ValueError(f"it has {width}x{height} pixels; at most {MAX_PIXELS:,} are decoded")
+    if fault := too_large(image, MAX_PIXELS):
+        raise ValueError(fault)
     return upright_rgb(image)
 
 

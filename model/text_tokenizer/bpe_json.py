@@ -91,8 +91,8 @@ class BpeJsonBackend:
         if self._byte_level:
             # A letter that stands for no byte can only be in a piece that no text leads to.
             return bytes(_LETTERS[c] for c in piece) if _LETTERS.keys() >= set(piece) else b""
-        if len(piece) == 6 and piece[:3] == "<0x" and piece[5] == ">":
-            return bytes([int(piece[3:5], 16)])
+        if piece in _BYTES:
+            return bytes([_BYTES[piece]])
         return (piece.replace(self._space, " ") if self._space else piece).encode()
 
 
@@ -107,6 +107,8 @@ def _byte_letters() -> dict[str, int]:
 
 
 _LETTERS = _byte_letters()
+_BYTES = {f"<0x{byte:02X}>": byte for byte in range(256)}
+"""The byte that each piece of this spelling stands for, where the pieces are not byte-level."""
 
 
 def _parsed(data: bytes, where: str) -> dict[str, Any]:
@@ -200,7 +202,7 @@ def _require_total(model: Mapping[str, Any], byte_level: bool, vocabulary: Vocab
     """StoreError unless every text has ids, and all of them are text's."""
     vocab: Mapping[str, int] = model["vocab"]
     start = vocabulary.text_start
-    letters = list(_LETTERS) if byte_level else [f"<0x{b:02X}>" for b in range(256)]
+    letters = _LETTERS if byte_level else _BYTES
     if not byte_level and not model.get("byte_fallback"):
         raise StoreError(
             f"{where}: neither byte-level nor with byte_fallback, so that rare characters become <unk>; the text "
@@ -215,12 +217,12 @@ def _require_total(model: Mapping[str, Any], byte_level: bool, vocabulary: Vocab
     for name, number in vocab.items():
         if len(name) == 1 and number < start:  # a character is looked up without any merge
             raise StoreError(f"{where}: the character {name!r} is id {number}, which is no text")
-    no_text = set() if byte_level else set(letters)
+    of_bytes = set() if byte_level else set(_BYTES)  # what is merged of these, or into one, is spelt like other text
     for merge in model.get("merges") or []:
         left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
         made = left + right
         number = vocab.get(made, start)
-        if number < start or made in no_text or made == vocabulary.name(number):
+        if number < start or not of_bytes.isdisjoint((left, right, made)) or made == vocabulary.name(number):
             what = f"id {number}, which is no text" if number < start else f"{made!r}, which stands for other text"
             raise StoreError(f"{where}: the merge of {left!r} and {right!r} leads to {what}")
 

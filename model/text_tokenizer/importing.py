@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 from infra.errors import StoreError
 from model.text_tokenizer.backends import SentencePieceBackend
 from model.text_tokenizer.bpe_json import BpeJsonBackend
 from model.text_tokenizer.codec import Backend, TextTokenizer
-from model.text_tokenizer.convert import require_equal
+from model.text_tokenizer.convert import image_placeholder, require_equal
 from model.text_tokenizer.probes import PROBES
-from model.vocabulary import Vocabulary
+from model.vocabulary import UNK, Vocabulary
 
 _WORDS_AT_ONCE = 500
 
@@ -31,6 +32,7 @@ def import_tokenizer(data: bytes, where: str, vocabulary: Vocabulary, *, lossy: 
     backend: Backend
     if where.endswith(".json"):
         backend = BpeJsonBackend(data, vocabulary, where)
+        _require_names(backend, where)
     elif where.endswith(".model"):
         backend = SentencePieceBackend(data, vocabulary, where)
         _require_plain_bpe(data, where)
@@ -51,8 +53,19 @@ def _own_words(tokenizer: TextTokenizer) -> Iterator[str]:
         yield "".join(words[at : at + _WORDS_AT_ONCE])
 
 
+def _require_names(backend: BpeJsonBackend, where: str) -> None:
+    """StoreError if an id without a name is among those that ``transformers`` asks for: it would make up another."""
+    vocabulary = backend.vocabulary
+    for token in (UNK, vocabulary.eot, image_placeholder(vocabulary)):
+        if token not in backend.names:
+            raise StoreError(
+                f"{where}: id {token} has no name, and transformers would give its place to another id; name it "
+                f"{vocabulary.name(token)!r} in the vocabulary and among the added_tokens"
+            )
+
+
 def _require_plain_bpe(data: bytes, where: str) -> None:
-    """StoreError for a model of another type, one that normalises, and one that finds pieces other than by merging."""
+    """StoreError unless merging alone makes the ids, so that ``tokenizers`` can be told to make the same ones."""
     from sentencepiece import sentencepiece_model_pb2
 
     model = sentencepiece_model_pb2.ModelProto.FromString(data)
@@ -66,9 +79,20 @@ def _require_plain_bpe(data: bytes, where: str) -> None:
             f"{where}: it normalises text by {rule}, so that some text would not come back; expected a model "
             "trained with normalization_rule_name=identity"
         )
-    whole = [piece.piece for piece in model.pieces if piece.type == piece.USER_DEFINED]
-    if whole:
-        raise StoreError(
-            f"{where}: it has {len(whole)} user-defined pieces, {whole[0]!r} for one. They are found before any merge, "
-            "which could not be handed on to transformers. Import its tokenizer.json, or a model without them."
-        )
+
+    def refuse(what: str, pieces: list[str]) -> None:
+        if pieces:
+            raise StoreError(
+                f"{where}: {what}, {pieces[0]!r} for one ({len(pieces)} in all), which could not be handed on to "
+                "transformers. Import its tokenizer.json, or a model without them."
+            )
+
+    def of_type(kind: int) -> list[str]:
+        return [piece.piece for piece in model.pieces if piece.type == kind]
+
+    normal = {piece.piece: piece.score for piece in model.pieces if piece.type == piece.NORMAL}
+    scores = Counter(score for piece, score in normal.items() if len(piece) > 1)
+    refuse("user-defined pieces are found before any merge", of_type(model.SentencePiece.USER_DEFINED))
+    refuse("unused pieces are merged and then taken apart again", of_type(model.SentencePiece.UNUSED))
+    refuse("pieces of one score are merged from the left", [p for p, s in normal.items() if scores[s] > 1 and p[1:]])
+    refuse("pieces hold characters that are no pieces", [p for p in normal if not normal.keys() >= set(p)])

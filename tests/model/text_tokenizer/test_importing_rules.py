@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from infra.errors import StoreError
+from model.text_tokenizer.backends import SPACE
 from model.text_tokenizer.bpe_json import BpeJsonBackend
 from model.text_tokenizer.convert import hf_tokenizer_files
 from model.text_tokenizer.importing import import_tokenizer
@@ -37,6 +38,15 @@ def _swap(name: str, *, drop: str = "") -> Callable[[dict[str, Any]], None]:
     return change
 
 
+def _nameless(number: int) -> Callable[[dict[str, Any]], None]:
+    def change(content: dict[str, Any]) -> None:
+        vocab = content["model"]["vocab"]
+        content["model"] |= {"vocab": {name: n for name, n in vocab.items() if n != number}, "unk_token": None}
+        content["added_tokens"] = [t for t in content["added_tokens"] if t["id"] != number]
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -47,6 +57,8 @@ def _swap(name: str, *, drop: str = "") -> Callable[[dict[str, Any]], None]:
         (lambda c: c["added_tokens"].append(special(1079, "<s>")), "id 1079 is both .* and '<s>'|'<s>' is both id"),
         (lambda c: c["added_tokens"].append(special(5, "<more>")), "id 5 is both 'IMGIMGBZ' and '<more>'"),
         (lambda c: c["model"]["merges"].append(["<0x4", "2>"]), "'<0x42>', which stands for other text"),
+        (lambda c: c["model"]["merges"].append(["<0xD0>", "<0xB6>"]), "'<0xD0><0xB6>', which stands for other text"),
+        *[(_nameless(n), f"id {n} has no name, and transformers would") for n in (3, SMALL.eot, 71)],
     ],
 )
 def test_no_file_gives_text_a_control_or_image_id_or_another_texts_id(
@@ -155,14 +167,14 @@ def test_rules_that_lose_nothing_are_no_loss(rules: dict[str, Any]) -> None:
     assert import_tokenizer(byte_fallback(section("pre_tokenizer", rules)), WHERE, SMALL).alters == ()
 
 
-def _sentencepiece(**options: Any) -> bytes:
+def _sentencepiece(*, sentences: list[str] = CORPUS, **options: Any) -> bytes:
     import io
 
     import sentencepiece
 
     sink = io.BytesIO()
     settings: dict[str, Any] = {
-        "sentence_iterator": iter(CORPUS),
+        "sentence_iterator": iter(sentences),
         "model_writer": sink,
         "vocab_size": 600,
         "hard_vocab_limit": False,
@@ -204,10 +216,16 @@ def test_a_sentencepiece_model_with_controls_of_its_own_is_exported_with_the_sam
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"user_defined_symbols": ["appl"]}, "1 user-defined pieces, 'appl' for one"),
+        (
+            {"user_defined_symbols": ["appl"]},
+            "user-defined pieces are found before any merge, 'appl' for one .1 in all.",
+        ),
         ({"normalization_rule_name": "nfkc"}, "it normalises text by nfkc"),
         (
-            {"split_by_unicode_script": False, "sentence_iterator": iter(["x<s>y<s>z"] * 50)},
+            {
+                **{"split_by_unicode_script": False, "sentences": ["x<s>y<s>z"] * 50, "required_chars": SPACE},
+                **{"bos_id": -1, "eos_id": -1},
+            },
             "the piece '<s>' .id .* is spelt like the name of another id",
         ),
     ],
@@ -215,6 +233,30 @@ def test_a_sentencepiece_model_with_controls_of_its_own_is_exported_with_the_sam
 def test_a_sentencepiece_model_that_cannot_be_handed_on_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(StoreError, match=f"^a/b.model: .*{message}"):
         import_tokenizer(_sentencepiece(**options), "a/b.model", SMALL)
+
+
+def _altered(change: Callable[[Any], None]) -> bytes:
+    """A model changed after training; ``change`` gets its pieces of more than one letter, best first."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    model = sentencepiece_model_pb2.ModelProto.FromString(_sentencepiece())
+    change([p for p in model.pieces if p.type == p.NORMAL and len(p.piece) > 1])
+    return bytes(model.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda pieces: setattr(pieces[5], "type", pieces[5].UNUSED), "unused pieces are merged and then taken apart"),
+        (lambda pieces: setattr(pieces[5], "score", pieces[3].score), "pieces of one score are merged from the left"),
+        (lambda pieces: setattr(pieces[5], "piece", "жÿ"), "pieces hold characters that are no pieces, 'жÿ' for one"),
+    ],
+)
+def test_a_sentencepiece_model_that_pairs_cannot_tell_of_is_refused(
+    change: Callable[[Any], None], message: str
+) -> None:
+    with pytest.raises(StoreError, match=f"^a/b.model: {message}"):
+        import_tokenizer(_altered(change), "a/b.model", SMALL)
 
 
 def test_a_model_of_a_custom_normalisation_is_refused(tmp_path: Path) -> None:

@@ -236,7 +236,7 @@ def test_a_picture_of_too_many_pixels_is_refused(
     processors: dict[str, CalummaProcessor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(processing_calumma, "MAX_PIXELS", 99)
-    with pytest.raises(ValueError, match="it has 10x10 pixels; at most 99 are decoded"):
+    with pytest.raises(ValueError, match="it declares 10x10 = 100 pixels; at most 99 are decoded"):
         processors["trained"]([[Image.new("RGB", (10, 10))]])
 
 
