@@ -31,6 +31,7 @@ from tasks.encode.decode import ImageError, open_image
 from tasks.export import PROCESSOR_FILES, image_processor_config, processor_config
 from tests.model.text_tokenizer.standins import CORPUS, SMALL, byte_fallback, byte_level
 from tests.model.text_tokenizer.test_convert import OURS
+from tests.tasks.encode.test_decode import large_tile
 
 IMAGE = ImageTokenizerConfig(
     resolution=16, codes=SMALL.image_codes, channels=8, norm_groups=4, multipliers=(1, 2, 2), z_channels=8, embed_dim=8
@@ -233,8 +234,12 @@ def test_files_that_are_no_pictures_are_named_by_our_own_tokenizers(tmp_path: Pa
 
 
 def test_a_picture_of_too_many_pixels_is_refused(
-    processors: dict[str, CalummaProcessor], monkeypatch: pytest.MonkeyPatch
+    processors: dict[str, CalummaProcessor], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.setattr(processing_calumma, "MAX_PIXELS", 10**6)
+    (tmp_path / "tile.tif").write_bytes(large_tile())
+    with pytest.raises(ValueError, match=r"tile.tif: cannot be read as a picture \(it declares 4096x4096"):
+        processors["trained"]([[tmp_path / "tile.tif"]])
     monkeypatch.setattr(processing_calumma, "MAX_PIXELS", 99)
     with pytest.raises(ValueError, match="it declares 10x10 = 100 pixels; at most 99 are decoded"):
         processors["trained"]([[Image.new("RGB", (10, 10))]])
