@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -105,16 +106,17 @@ def _shards(folder: Storage) -> tuple[str, ...]:
     """The files that the index names for the image tokenizer; for all tensors where it is nothing but one."""
     where = folder.url(INDEX)
     try:
-        tensors = dict(json.loads(folder.get(INDEX))["weight_map"])
+        tensors = json.loads(folder.get(INDEX))["weight_map"]
+        if not isinstance(tensors, dict):
+            raise TypeError(f"weight_map is a {type(tensors).__name__}")
     except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise StoreError(f"{where}: not an index of safetensors files ({type(e).__name__}: {e})") from e
-    strange = [f for f in tensors.values() if not isinstance(f, str)]
-    if strange:
-        raise StoreError(f"{where}: names {strange[0]!r}; expected files of the same folder")
-    files = {tensors[name] for name in tensors if IN_CHAMELEON in name} or set(tensors.values())
-    wrong = [f for f in files if "/" in f or "\\" in f]
-    if wrong or not files:
-        raise StoreError(f"{where}: names {wrong[0] if wrong else 'no file'!r}; expected files of the same folder")
+    wrong = [f for f in tensors.values() if not isinstance(f, str) or "/" in f or "\\" in f or not f.isprintable()]
+    if wrong or not tensors:
+        raise StoreError(
+            f"{where}: names {reprlib.repr(wrong[0]) if wrong else 'no file'}; expected files of the same folder"
+        )
+    files = {file for name, file in tensors.items() if IN_CHAMELEON in name} or set(tensors.values())
     for name in sorted(files):
         if folder.info(name) is None:
             raise StoreError(f"{folder.url(name)}: no such file; {INDEX} beside it names it. Is the download whole?")

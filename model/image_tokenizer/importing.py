@@ -77,7 +77,7 @@ def import_weights(files: ForeignFiles, resolution: int = RESOLUTION) -> Importe
     return Imported(
         config,
         # Copies, since tensors that share their memory in the file cannot be saved one by one.
-        {name: tensors[name].float().clone(memory_format=torch.contiguous_format) for name in sorted(tensors)},
+        {name: tensors[name].detach().float().clone(memory_format=torch.contiguous_format) for name in sorted(tensors)},
         "calumma" if ours is not None else "checkpoint" if checkpoint else "safetensors",
         ", ".join(dtypes),
         others,
@@ -101,7 +101,6 @@ def _is_checkpoint(path: Path) -> bool:
 
 def _read_checkpoint(path: Path, where: str) -> tuple[dict[str, Tensor], int]:
     """The image tokenizer's tensors by taming's names, and how many others there are."""
-
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
@@ -161,7 +160,8 @@ def _require_plain(tensors: Mapping[str, Tensor], where: str) -> None:
     for name, w in tensors.items():
         if w.dtype not in FLOATS:
             raise StoreError(f"{where}: {name} is of type {w.dtype}; expected float32, bfloat16 or float16")
-        kind = str(w.layout).removeprefix("torch.") if w.layout != torch.strided else w.device.type
+        layout = "nested" if w.is_nested else str(w.layout).removeprefix("torch.")
+        kind = w.device.type if layout == "strided" else layout
         if kind != "cpu":
             raise StoreError(f"{where}: {name} is a {kind} tensor; expected one whose values are all in the file")
         if w.numel() == 0:

@@ -138,6 +138,7 @@ def with_(**more: Any) -> Any:
     return lambda state: state | {k.replace("__", "."): w for k, w in more.items()}
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -155,6 +156,10 @@ def with_(**more: Any) -> Any:
         (with_(encoder__conv_in__weight=torch.ones(32, 1, 3, 3)), "1 colour channels; expected 3"),
         (with_(encoder__conv_in__weight=torch.ones(0, 3, 3, 3)), r"conv_in\.weight has shape \(0, 3, 3, 3\) and so"),
         (with_(encoder__norm_out__weight=torch.ones(64).to_sparse()), r"norm_out\.weight is a sparse_coo tensor"),
+        (
+            lambda s: s | {"encoder.norm_out.weight": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])},
+            r"norm_out\.weight is a nested tensor",
+        ),
         (with_(encoder__norm_out__weight=torch.ones(64, device="meta")), r"norm_out\.weight is a meta tensor"),
         (
             with_(quantize__embedding__weight=torch.ones(1, 1).expand(10**10, 16)),
@@ -162,7 +167,14 @@ def with_(**more: Any) -> Any:
         ),
         (
             with_(encoder__down__0__block__99999999__conv1__weight=torch.ones(64, 64, 3, 3)),
-            "one is of level or block 99999999",
+            "3 levels of 100000000 blocks, and there are",
+        ),
+        (
+            with_(
+                encoder__down__90__block__0__conv1__weight=torch.ones(1),
+                encoder__down__0__block__90__conv1__weight=torch.ones(1),
+            ),
+            "91 levels of 91 blocks, and there are",
         ),
         (
             with_(**{f"encoder__down__0__block__{'9' * 5000}__conv1__weight": torch.ones(64, 64, 3, 3)}),
@@ -202,6 +214,17 @@ def test_a_configuration_that_says_otherwise(dd: dict[str, Any], says: str, tmp_
         read(path)
 
 
+@pytest.mark.parametrize("key", ["ch", "ch_mult", "attn_resolutions", "double_z"])
+def test_a_few_lines_that_unfold_to_gigabytes_are_named_in_a_few_words(key: str, tmp_path: Path) -> None:
+    path = write_taming(tmp_path, random_model())
+    lists = "".join(f"- &l{n} [{', '.join([f'*l{n - 1}'] * 9)}]\n" for n in range(1, 12))
+    text = f"lists:\n- &l0 [x]\n{lists}model: {{params: {{ddconfig: {{{key}: *l11}}}}}}\n"
+    (tmp_path / "vqgan.yaml").write_text(text)
+    with pytest.raises(StoreError, match=key) as error:
+        read(path)
+    assert len(str(error.value)) < 2000
+
+
 def test_attention_at_sides_that_never_occur_is_no_attention(tmp_path: Path) -> None:
     assert read(write_taming(tmp_path, random_model(), taming_yaml(SMALL, attn_resolutions=[7], dropout=0.1)))
 
@@ -213,6 +236,8 @@ def test_attention_at_sides_that_never_occur_is_no_attention(tmp_path: Path) -> 
         ("model: {}", "describes no VQ-GAN"),
         ("a: [", "cannot be read"),
         ("[" * 5000, "cannot be read"),
+        ("model: {params: {ddconfig: {ch: 0x" + "f" * 9000 + "}}}", "ch is a int too long to show; expected a whole"),
+        ("model: {params: {ddconfig: {ch: 4294967296}}}", "ch is 4294967296; expected a whole number from 1 to 2147"),
     ],
 )
 def test_a_configuration_that_is_none(text: str, says: str, tmp_path: Path) -> None:
@@ -287,6 +312,12 @@ def test_shards(tmp_path: Path) -> None:
         find_files(str(folder))
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"vqmodel.x": ["x"]}}')
     with pytest.raises(StoreError, match=r"names \['x'\]; expected files of the same folder"):
+        find_files(str(folder))
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"vqmodel.x": "x\\u0000"}}')
+    with pytest.raises(StoreError, match="expected files of the same folder"):
+        find_files(str(folder))
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": [[1, "x"]]}')
+    with pytest.raises(StoreError, match="weight_map is a list"):
         find_files(str(folder))
     (folder / "model.safetensors.index.json").write_text("{}")
     with pytest.raises(StoreError, match="not an index"):
