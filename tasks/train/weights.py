@@ -7,31 +7,35 @@ from contextlib import ExitStack, contextmanager
 
 from infra.errors import RecipeError, SourceError
 from model.image_tokenizer.config import ImageTokenizerTraining
-from model.image_tokenizer.fits import check_sides
+from model.image_tokenizer.fits import SECTION, check_sides, needs_perceptual
 from model.image_tokenizer.foreign_files import sha256_of
 from tasks.recipe import Recipe
 from tasks.scan.inputs import local_file, located
 
-SECTION = "image_tokenizer_training"
 KEYS = ("perceptual_weights", "face_network", "inception_weights")
+
+
+def require_trainable(recipe: Recipe) -> None:
+    """RecipeError if no training can come of the recipe, whatever its files hold: asked before the first step runs."""
+    training = recipe.image_tokenizer_training
+    check_sides(recipe.image_tokenizer, training)
+    needs_perceptual(training, faces=recipe.scan.faces, objects=True)
+    if training.face_weight and not recipe.scan.faces:
+        raise RecipeError(
+            f"{SECTION}.face_weight is {training.face_weight:g} and scan.faces is off, so that no faces are known; "
+            "set scan.faces: true, or leave face_weight out"
+        )
 
 
 def check_weights(recipe: Recipe) -> None:
     """RecipeError or SourceError if training needs weights that are not there: before hours go into pictures."""
     from model.image_tokenizer.lpips_weights import PACKAGE, package_file
-    from model.image_tokenizer.terms import needs_perceptual
 
+    require_trainable(recipe)
     training = recipe.image_tokenizer_training
-    check_sides(recipe.image_tokenizer, training)
-    needs_perceptual(training, faces=recipe.scan.faces, objects=True)
     named = training.perceptual_weights
     if named is not None and named.startswith(PACKAGE):
         package_file(named)
-    if training.face_weight and not recipe.scan.faces:
-        raise RecipeError(
-            f"image_tokenizer_training.face_weight is {training.face_weight:g} and scan.faces is off, so that no faces "
-            "are known; set scan.faces: true, or leave face_weight out"
-        )
     with local_weights(training, recipe.folder):
         pass
 

@@ -22,6 +22,12 @@ def test_scores_are_as_many_as_the_discriminator_gives(layers: int) -> None:
     assert scores_side((3 << layers) - 1, layers) == 0
 
 
+@pytest.mark.parametrize("channels", [1, 3, 17, 20, 64])
+def test_a_discriminator_may_have_any_number_of_channels(channels: int) -> None:
+    with torch.no_grad():
+        assert Discriminator(channels, 3)(torch.zeros(1, 3, 24, 24)).shape == (1, 1, 1, 1)
+
+
 def test_smaller_pictures_than_the_least_cannot_be_looked_at(vgg: dict[str, torch.Tensor]) -> None:
     lpips = PerceptualLoss(vgg, "random")
     least, less = (torch.zeros(1, 3, side, side) for side in (LPIPS_SIDE, LPIPS_SIDE - 1))

@@ -13,8 +13,9 @@ from infra.errors import RecipeError
 from model.image_tokenizer import quantize
 from model.image_tokenizer.batches import Batch
 from model.image_tokenizer.config import ImageTokenizerTraining
+from model.image_tokenizer.fits import needs_perceptual
 from model.image_tokenizer.regions import crops, face_distance
-from model.image_tokenizer.terms import Terms, needs_perceptual
+from model.image_tokenizer.terms import Terms
 from model.image_tokenizer.trainer import Trainer
 from tests.model.image_tokenizer.toys import CONFIG, regions, settings, squares
 
