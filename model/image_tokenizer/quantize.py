@@ -23,13 +23,24 @@ def nearest(x_ND: Tensor, entries_KD: Tensor) -> Tensor:
     Never all distances at once: as many vectors' as fit into :data:`MEMORY`, at least one vector's (4·K bytes).
     """
     square_K = entries_KD.square().sum(1)
-    rows = max(1, MEMORY.get(x_ND.device.type, MEMORY["cuda"]) // (4 * max(1, len(entries_KD))))
+    rows = _rows(x_ND, max(entries_KD.shape))
     found = []
     for x_nD in torch.split(x_ND, rows):
         # |x|² changes no order, but it is part of the reference's sum, (|x|² + |e|²) - 2xe, and so of its rounding.
         distance_nK = x_nD.square().sum(1, keepdim=True) + square_K
         found.append(distance_nK.sub_(x_nD @ entries_KD.T, alpha=2).argmin(1))
     return torch.cat(found)
+
+
+def _rows(x_ND: Tensor, width: int) -> int:
+    """How many rows of ``width`` float32 values :data:`MEMORY` holds, at least one."""
+    return max(1, MEMORY.get(x_ND.device.type, MEMORY["cuda"]) // (4 * max(1, width)))
+
+
+def _distance(x_ND: Tensor, entries_KD: Tensor) -> Tensor:
+    """Squared distance (N,) of each vector to its nearest entry: exactly 0 to its equal."""
+    parts = torch.split(x_ND, max(1, _rows(x_ND, x_ND.shape[1]) // 4))
+    return torch.cat([(x_nD - entries_KD[nearest(x_nD, entries_KD)]).square().sum(1) for x_nD in parts])
 
 
 class VectorQuantizer(nn.Module):
@@ -68,12 +79,9 @@ def sample_far(x_ND: Tensor, chosen_KD: Tensor, count: int, generator: torch.Gen
     :data:`DRAWS` rows a few are drawn at once, since each draw reads all vectors. Fewer rows come back only if fewer
     differ from every chosen one.
     """
-    rows: list[Tensor] = []
+    found: list[Tensor] = []
     at_once, left = -(-count // DRAWS), count
-    if len(chosen_KD):
-        distance_N = (x_ND - chosen_KD[nearest(x_ND, chosen_KD)]).square().sum(1)
-    else:
-        distance_N = x_ND.new_full((len(x_ND),), torch.inf)
+    distance_N = _distance(x_ND, chosen_KD) if len(chosen_KD) else x_ND.new_full((len(x_ND),), torch.inf)
     while left:
         weight_N = torch.where(distance_N.isinf(), 1.0, distance_N).double()
         possible = int((weight_N > 0).sum())
@@ -82,11 +90,10 @@ def sample_far(x_ND: Tensor, chosen_KD: Tensor, count: int, generator: torch.Gen
         drawn_KD = x_ND[torch.multinomial(weight_N, min(at_once, left, possible), generator=generator)]
         if len(drawn_KD) > 1:
             drawn_KD = drawn_KD.unique(dim=0)  # equal vectors at different places
-        rows.append(drawn_KD)
+        found.append(drawn_KD)
         left -= len(drawn_KD)
-        nearest_ND = drawn_KD[nearest(x_ND, drawn_KD)] if len(drawn_KD) > 1 else drawn_KD
-        distance_N = torch.minimum(distance_N, (x_ND - nearest_ND).square().sum(1))
-    return torch.cat(rows) if rows else x_ND[:0]
+        distance_N = torch.minimum(distance_N, _distance(x_ND, drawn_KD))
+    return torch.cat(found) if found else x_ND[:0]
 
 
 def kmeans(x_ND: Tensor, count: int, iterations: int, generator: torch.Generator) -> Tensor:

@@ -180,7 +180,8 @@ def _resume(trainer: Trainer, store: Storage) -> None:
         state = torch.load(io.BytesIO(store.get(name)), map_location="cpu", weights_only=True)
         if state["format"] != FORMAT:
             raise StoreError(
-                f"{where}: checkpoint format {state['format']}; this Calumma reads {FORMAT}. Delete it to train anew."
+                f"{where}: checkpoint format {state['format']}; this Calumma reads {FORMAT}. Delete "
+                f"{store.url(CHECKPOINTS)} to train anew."
             )
         if state["identity"] != trainer.identity:
             raise StoreError(
@@ -190,8 +191,8 @@ def _resume(trainer: Trainer, store: Storage) -> None:
         if state["precision"] != trainer.precision:
             raise StoreError(
                 f"{where}: a checkpoint of a training in {state['precision']}; this one would go on in "
-                f"{trainer.precision}. Set resources.precision: {state['precision']}, or delete {CHECKPOINTS} to train "
-                "anew."
+                f"{trainer.precision}. Set resources.precision: {state['precision']}, or delete "
+                f"{store.url(CHECKPOINTS)} to train anew."
             )
         trainer.load_state_dict(state)
     except (RuntimeError, LookupError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as e:

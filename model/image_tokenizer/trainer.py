@@ -203,7 +203,7 @@ class Trainer:
 
     def _all_latents(self, latents_ND: Tensor) -> Tensor:
         """All workers' latents, on the CPU; StepFailed, on every worker, if one is not finite."""
-        return self._finite(self.workers.gather(latents_ND).float().cpu(), "latents")
+        return self._finite(self.workers.gather(latents_ND.float()).cpu(), "latents")
 
     def _finite(self, x: Tensor, name: str) -> Tensor:
         if not bool(x.isfinite().all()):  # none can be drawn by its distance to these
@@ -212,7 +212,8 @@ class Trainer:
 
     def _set_codes(self, index: Tensor, values_KD: Tensor) -> None:
         weight = self.model.quantize.embedding.weight
-        index, values_KD = index.to(self.device), values_KD.to(weight)
+        # Each worker's own processor found these; were one of another make, codebooks would part in silence.
+        index, values_KD = index.to(self.device), self.workers.first(values_KD.to(weight).contiguous())
         weight.data[index] = values_KD
         if self.averaged:
             self.averaged["quantize.embedding.weight"][index] = values_KD
