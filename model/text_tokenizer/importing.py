@@ -91,8 +91,9 @@ def _require_plain_bpe(data: bytes, where: str) -> None:
         return [piece.piece for piece in model.pieces if piece.type == kind]
 
     normal = {piece.piece: piece.score for piece in model.pieces if piece.type == piece.NORMAL}
-    scores = Counter(score for piece, score in normal.items() if len(piece) > 1)
+    merged = {piece: score for piece, score in normal.items() if len(piece) > 1}
+    times = Counter(merged.values())
     refuse("user-defined pieces are found before any merge", of_type(model.SentencePiece.USER_DEFINED))
     refuse("unused pieces are merged and then taken apart again", of_type(model.SentencePiece.UNUSED))
-    refuse("pieces of one score are merged from the left", [p for p, s in normal.items() if scores[s] > 1 and p[1:]])
-    refuse("pieces hold characters that are no pieces", [p for p in normal if not normal.keys() >= set(p)])
+    refuse("pieces of one score are merged from the left", [p for p, s in merged.items() if times[s] > 1])
+    refuse("pieces hold characters that are no pieces", [p for p in merged if not normal.keys() >= set(p)])
