@@ -7,7 +7,7 @@ of what the tokenizer makes of them), and under ``evaluations`` such sheets of w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,6 +41,7 @@ SHOWN = 48
 SHOWN_A_ROW = 12
 SHOWN_SIDE = 128
 BATCH = 64
+"""Pictures measured at once, of up to 128² pixels; of larger ones fewer, so that progress is seen."""
 COUNTED = 1024
 """Pictures, at most, that are measured when training is over: this process does so alone, on its CPU."""
 
@@ -161,9 +162,12 @@ def finish(context: StepContext) -> None:
     sheets = [sheet_name(step) for step in sheet_steps(store)]
     progress = Progress(context.workdir, context.job)
     progress.picture = f"{folder_of(STEP, context.fingerprint)}/{sheets[-1]}" if sheets else ""
-    quality, sheet = measure(
-        tokenizer, measured, lambda done: progress.update(done, len(measured), "pictures", note="measuring pictures")
-    )
+    counted = training[:COUNTED]
+
+    def report(done: int) -> None:
+        progress.update(done, len(measured) + len(counted), "pictures", note="measuring pictures")
+
+    quality, sheet = measure(tokenizer, measured, report)
     store.put(RECONSTRUCTIONS, sheet)
     lines = read_metrics(store)
     store.put(CURVES, curves_png(lines))
@@ -175,7 +179,7 @@ def finish(context: StepContext) -> None:
         ],
         facts={
             **quality,
-            **codebook_use(tokenizer, training[:COUNTED]),
+            **codebook_use(tokenizer, counted, lambda done: report(len(measured) + done)),
             **({"held_out": looks[-1]} if looks else {}),
             "measured_on": "held-out" if len(held_out) else "training",
             "pictures": {
@@ -204,8 +208,7 @@ def measure(
 
     sums = np.zeros(3)
     shown: list[tuple[Image.Image, Image.Image]] = []
-    for start in range(0, len(pictures), BATCH):
-        before = _batch(pictures[start : start + BATCH])
+    for done, before in _batches(pictures):
         after = tokenizer.decode(tokenizer.encode(before)).cpu()
         l1 = (before.float() - after.float()).abs().mean((1, 2, 3)) / 255
         sums += [float(f.double().sum()) for f in (psnr(before, after), ssim(before, after), l1)]
@@ -213,7 +216,7 @@ def measure(
             if len(shown) < SHOWN:
                 one, other = (Image.fromarray(p.permute(1, 2, 0).contiguous().numpy()) for p in pair)
                 shown.append((one, other))
-        report(min(start + BATCH, len(pictures)))
+        report(done)
     rows = []
     for start in range(0, len(shown), SHOWN_A_ROW):
         rows += [list(row) for row in zip(*shown[start : start + SHOWN_A_ROW], strict=True)]
@@ -222,21 +225,28 @@ def measure(
     return figures, tiles(rows, min(SHOWN_SIDE, tokenizer.config.resolution))
 
 
-def codebook_use(tokenizer: ImageTokenizer, pictures: Pixels) -> dict[str, float]:
-    """Share of the codes that the pictures use, and the perplexity of their histogram."""
+def codebook_use(
+    tokenizer: ImageTokenizer, pictures: Pixels, report: Callable[[int], None] = lambda done: None
+) -> dict[str, float]:
+    """Share of the codes that the pictures use, and the perplexity of their histogram; ``report`` as above."""
     import torch
 
     from model.image_tokenizer.losses import perplexity
 
     counts_K = torch.zeros(tokenizer.config.codes, dtype=torch.int64)
-    for start in range(0, len(pictures), BATCH):
-        codes_BN = tokenizer.encode(_batch(pictures[start : start + BATCH])).cpu()
+    for done, batch_BCHW in _batches(pictures):
+        codes_BN = tokenizer.encode(batch_BCHW).cpu()
         counts_K += torch.bincount(codes_BN.flatten(), minlength=len(counts_K))
+        report(done)
     used = float((counts_K > 0).float().mean())
     return {"codebook_used": round(used, 4), "perplexity": round(perplexity(counts_K), 2)}
 
 
-def _batch(pictures_BHWC: Pixels) -> Tensor:
+def _batches(pictures_NHWC: Pixels) -> Iterator[tuple[int, Tensor]]:
+    """The pictures as uint8 (B, 3, side, side), each time with how many there were."""
     import torch
 
-    return torch.from_numpy(np.array(pictures_BHWC)).permute(0, 3, 1, 2)
+    size = max(1, BATCH * 128**2 // max(128, pictures_NHWC.shape[1]) ** 2)
+    for start in range(0, len(pictures_NHWC), size):
+        batch_BHWC = np.array(pictures_NHWC[start : start + size])
+        yield start + len(batch_BHWC), torch.from_numpy(batch_BHWC).permute(0, 3, 1, 2)

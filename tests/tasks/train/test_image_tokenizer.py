@@ -100,7 +100,7 @@ def test_the_step(made: tuple[Path, Recipe], monkeypatch: pytest.MonkeyPatch) ->
     assert sheet.size[1] == 32
     progress = read_progress(Storage(made[0]), "test")
     assert progress is not None
-    assert progress["done"] == progress["total"] == facts["pictures"]["held_out"]
+    assert progress["done"] == progress["total"] == facts["pictures"]["held_out"] + facts["pictures"]["training"]
     assert progress["note"] == "measuring pictures"
     shown = Storage(made[0]).get(progress["picture"])
     assert shown == store.get("evaluations/step-000000030.png")
@@ -149,6 +149,7 @@ def test_missing_weights_are_named_before_a_picture_is_read(made: tuple[Path, Re
         ({"perceptual_weights": "package:none"}, "package:none: known packages"),
         ({"inception_weights": "none.pt"}, "none.pt: no such file; correct image_tokenizer_training.inception_weights"),
         ({"face_weight": 1.0}, "scan.faces"),
+        ({"discriminator_layers": 3}, "resolution is 16; a discriminator of 3 layers has no score"),
     ]
     for changes, said in cases:
         context = context_of(made, **changes)
