@@ -147,7 +147,7 @@ def train_on_workers(
     job = {"config": config.model_dump(mode="json"), "training": training.model_dump(mode="json")}
     (folder / "job.json").write_text(json.dumps(job))
     os.environ.update(WORKER_ENVIRONMENT)  # as the pipeline's own workers; some are read when a process starts
-    mp.spawn(_worker, (workers, str(folder)), workers)  # type: ignore[attr-defined]
+    mp.spawn(_worker, (workers, str(folder)), workers)  # type: ignore[no-untyped-call]
     return [(step, seconds) for step, seconds in json.loads((folder / "times.json").read_text())]
 
 

@@ -89,7 +89,7 @@ def sample_far(x_ND: Tensor, chosen_KD: Tensor, count: int, generator: torch.Gen
             break
         drawn_KD = x_ND[torch.multinomial(weight_N, min(at_once, left, possible), generator=generator)]
         if len(drawn_KD) > 1:
-            drawn_KD = drawn_KD.unique(dim=0)  # equal vectors at different places
+            drawn_KD = torch.unique(drawn_KD, dim=0)  # equal vectors at different places
         found.append(drawn_KD)
         left -= len(drawn_KD)
         distance_N = torch.minimum(distance_N, _distance(x_ND, drawn_KD))
