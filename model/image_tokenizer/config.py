@@ -88,6 +88,9 @@ class ImageTokenizerTraining(Config):
     revive_after: int = Field(default=0, ge=0)
     """A code that won nothing for this many steps, counted from the codebook's start, restarts at an encoder output; 0:
     never."""
+    colour_weight: float = Field(default=0.0, ge=0)
+    """Of the mean absolute error in red against blue and in green against magenta, beside L1, which sees mostly light:
+    a small or short training keeps rare strong colours sooner when hue has a weight of its own. Not the paper's."""
     perceptual_weight: float = Field(default=1.0, ge=0)
     """Of LPIPS; so are faces' and objects' weights where those are not set."""
     perceptual_weights: str | None = None

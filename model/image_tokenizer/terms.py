@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from infra.errors import RecipeError
 from model.image_tokenizer.batches import Batch
+from model.image_tokenizer.colours import hue_distance
 from model.image_tokenizer.config import ImageTokenizerTraining
 from model.image_tokenizer.fits import SECTION, needs_perceptual
 from model.image_tokenizer.losses import adaptive_weight, generator_loss
@@ -87,6 +88,8 @@ class Terms:
         """The terms that compare a reconstruction, float32, with its picture, by name; scalars."""
         losses = {"l1": (y_BCHW - batch.x_BCHW).abs().mean()}
         training, x_BCHW = self.training, batch.x_BCHW
+        if training.colour_weight > 0:
+            losses["colour"] = hue_distance(y_BCHW, x_BCHW)
         if self.perceptual is not None and training.perceptual_weight > 0:
             losses["perceptual"] = self._lpips(self.perceptual, y_BCHW, x_BCHW)
         if self.faces:
@@ -119,7 +122,7 @@ class Terms:
         """
         training, y_BCHW = self.training, out.reconstruction_BCHW.float()
         losses = self.fidelity(y_BCHW, batch)
-        weights = {"l1": 1.0, "perceptual": training.perceptual_weight}
+        weights = {"l1": 1.0, "colour": training.colour_weight, "perceptual": training.perceptual_weight}
         weights |= {"face": training.faces_weigh, "object": training.objects_weigh}
         fidelity = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
         quantisation = out.commitment + training.commitment_beta * out.codebook

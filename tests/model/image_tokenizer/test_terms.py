@@ -157,6 +157,7 @@ def every_term(vgg_file: Path, **changes: object) -> Trainer:
     pictures, boxes = squares()
     base = {"discriminator_start": 1, "codebook_start": 0.0, "perceptual_weights": str(vgg_file), "flip": False}
     weights = {"perceptual_weight": 0.2, "face_weight": 0.5, "object_weight": 0.1, "steps": 1000, "revive_after": 0}
+    weights["colour_weight"] = 0.3
     precision = str(changes.pop("precision", "fp32"))
     plan = settings(**{**base, **weights, "schedule": "constant", **changes})
     torch.set_num_threads(1)
@@ -167,7 +168,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(vgg_file: Path) -> None:
     trainer = every_term(vgg_file, discriminator_weight=0.8, codebook_weight=0.7, commitment_beta=0.25)
     for _ in range(3):
         now = {name: float(loss) for name, loss in trainer.train_step().items()}
-        fidelity = now["l1"] + 0.2 * now["perceptual"] + 0.5 * now["face"] + 0.1 * now["object"]
+        fidelity = now["l1"] + 0.3 * now["colour"] + 0.2 * now["perceptual"] + 0.5 * now["face"] + 0.1 * now["object"]
         quantisation = now["commitment"] + 0.25 * now["codebook"]
         expected = fidelity + 0.7 * quantisation + 0.8 * now["adaptive"] * now["generator"]
         assert now["loss"] == pytest.approx(expected, rel=1e-5)
@@ -208,9 +209,9 @@ def test_gradients_reach_what_they_should_and_nothing_else(vgg_file: Path, monke
 
 def test_every_term_falls(vgg_file: Path) -> None:
     """A short training with all terms at once; the discriminator learns far slower, so that its side can be fooled."""
-    trainer = every_term(vgg_file, learning_rate=4e-3, discriminator_learning_rate=1e-5, discriminator_weight=0.3)
-    history = [{k: float(v) for k, v in trainer.train_step().items()} for _ in range(40)]
-    for name in ("l1", "perceptual", "face", "object", "generator"):
+    trainer = every_term(vgg_file, learning_rate=2e-3, discriminator_learning_rate=1e-5, discriminator_weight=0.3)
+    history = [{k: float(v) for k, v in trainer.train_step().items()} for _ in range(60)]
+    for name in ("l1", "colour", "perceptual", "face", "object", "generator"):
         early, late = (sum(step[name] for step in part) / 8 for part in (history[:8], history[-8:]))
         assert late < early - 0.1 * abs(early), name
 
