@@ -28,6 +28,7 @@ from tasks.mix.show import show_plan
 from tasks.recipe import Recipe, load_recipe
 from tasks.status import remember
 from tasks.steps import BY_NAME, STORES, chosen_steps, require_disk
+from tasks.train.weights import require_trainable
 
 
 def require_inputs(steps: Sequence[str], prints: dict[str, str], workdir: Storage) -> None:
@@ -81,6 +82,8 @@ def pipeline(
     prints = {step: fingerprint_of(found) for step, found in content.items()}
     require_inputs(steps, prints, Storage(workdir))
     require_disk(steps, workdir)
+    if "image-tokenizer" in steps and recipe.image_tokenizer_import.file is None:
+        require_trainable(recipe)
     with locked(local_side(workdir)):
         remember(recipe, Storage(workdir), content)
         _run_steps(recipe, workdir, steps, prints)

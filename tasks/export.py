@@ -31,7 +31,7 @@ from infra.store.commit import entry
 from model.image_tokenizer.config import ImageTokenizerConfig
 from model.image_tokenizer.convert import to_transformers as image_to_transformers
 from model.image_tokenizer.load import ImageTokenizer
-from model.processor import interleave
+from model.processor import colour, interleave
 from model.text_tokenizer.convert import hf_token, hf_tokenizer_files, image_placeholder
 from model.transformer.convert import to_transformers, transformers_config
 from model.transformer.load import load_transformer
@@ -45,7 +45,8 @@ TOLERANCE = 1e-4
 """Largest difference of a hidden state or logit, float32."""
 VQ_PREFIX = "model.vqmodel."
 PROCESSOR = Path(interleave.__file__).with_name("processing_calumma.py")
-"""Exported with ``interleave.py``, which it imports, so that users need no Calumma for it."""
+PROCESSOR_FILES = (PROCESSOR, Path(interleave.__file__), Path(colour.__file__))
+"""The processor and what it imports, so that users need no Calumma for it."""
 
 
 def run(context: StepContext) -> None:
@@ -78,7 +79,7 @@ def export_files(transformer: Transformer, tokenizers: Tokenizers, length: int) 
     files = {
         name: (json.dumps(content, indent=1, sort_keys=True) + "\n").encode() for name, content in documents.items()
     }
-    files |= {file.name: file.read_bytes() for file in (PROCESSOR, Path(interleave.__file__))}
+    files |= {file.name: file.read_bytes() for file in PROCESSOR_FILES}
     files["model.safetensors"] = save({k: weights[k] for k in sorted(weights)}, metadata={"format": "pt"})
     return files | hf_tokenizer_files(tokenizers.text)
 

@@ -54,7 +54,7 @@ STEPS: tuple[Step, ...] = (
         "trains SentencePiece on the sources' texts, or imports a tokenizer",
         ("select",),
         ("text_tokenizer", "vocabulary", "seed"),
-        version=2,
+        version=3,
     ),
     Step(
         "tokenize",
@@ -99,6 +99,7 @@ STEPS: tuple[Step, ...] = (
         "writes a folder that transformers loads",
         ("image-tokenizer", "text-tokenizer", "finetune"),
         ("vocabulary",),
+        version=2,
     ),
     Step(
         "report",
