@@ -19,6 +19,7 @@ from flows.submit import Cluster, run_job
 from infra.errors import StepFailed
 from infra.home import local_side, whole_name
 from infra.lock import locked
+from infra.prefect_forked import let_children_end
 from infra.storage import Storage
 from infra.store.commit import load_step, retry_of
 from infra.store.manifest import StepManifest
@@ -40,6 +41,9 @@ def require_inputs(steps: Sequence[str], prints: dict[str, str], workdir: Storag
                     f"step {step} reads what {name} makes, and {name} is not finished for this recipe. "
                     "Run without --only and --from; finished steps are not run again."
                 )
+
+
+let_children_end()
 
 
 @task(name="step", task_run_name="{step}", cache_policy=NO_CACHE, persist_result=False)
