@@ -19,6 +19,7 @@ from flows.submit import Cluster, run_job
 from infra.errors import StepFailed
 from infra.home import local_side, whole_name
 from infra.lock import locked
+from infra.prefect_forked import let_children_end
 from infra.storage import Storage
 from infra.store.commit import load_step, retry_of
 from infra.store.manifest import StepManifest
@@ -28,6 +29,7 @@ from tasks.mix.show import show_plan
 from tasks.recipe import Recipe, load_recipe
 from tasks.status import remember
 from tasks.steps import BY_NAME, STORES, chosen_steps, require_disk
+from tasks.train.weights import require_trainable
 
 
 def require_inputs(steps: Sequence[str], prints: dict[str, str], workdir: Storage) -> None:
@@ -39,6 +41,9 @@ def require_inputs(steps: Sequence[str], prints: dict[str, str], workdir: Storag
                     f"step {step} reads what {name} makes, and {name} is not finished for this recipe. "
                     "Run without --only and --from; finished steps are not run again."
                 )
+
+
+let_children_end()
 
 
 @task(name="step", task_run_name="{step}", cache_policy=NO_CACHE, persist_result=False)
@@ -81,6 +86,8 @@ def pipeline(
     prints = {step: fingerprint_of(found) for step, found in content.items()}
     require_inputs(steps, prints, Storage(workdir))
     require_disk(steps, workdir)
+    if "image-tokenizer" in steps and recipe.image_tokenizer_import.file is None:
+        require_trainable(recipe)
     with locked(local_side(workdir)):
         remember(recipe, Storage(workdir), content)
         _run_steps(recipe, workdir, steps, prints)

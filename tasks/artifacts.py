@@ -47,19 +47,17 @@ class Tokenizers:
         return self.image.config.codes_per_image
 
     def interleaver(self, transform_name: str = "reference-1") -> Interleaver:
-        """Documents and conversations to ids and back; pictures (PIL or paths) are cropped to squares and encoded."""
-        from tasks.encode.decode import open_image
+        """Documents and conversations to ids and back; pictures (PIL or ``pathlib.Path``) are cropped and encoded.
+
+        They are made upright, on white and sRGB first, as in ``scan``. SourceError for a file that cannot be opened,
+        ImageError for one that is no picture or too large.
+        """
         from tasks.encode.transforms import transform
 
         crop, side = transform(transform_name).crop, self.image.config.resolution
 
-        def square(picture: Image.Image | str | Path) -> Image.Image:
-            if isinstance(picture, str | Path):
-                picture = open_image(Path(picture).read_bytes(), ScanConfig().max_pixels)
-            return Image.fromarray(crop(picture.convert("RGB"), side))
-
-        def encode_images(pictures: list[Image.Image | str | Path]) -> list[list[int]]:
-            return self.codes([square(picture) for picture in pictures])
+        def encode_images(pictures: list[Image.Image | Path]) -> list[list[int]]:
+            return self.codes([Image.fromarray(crop(_upright(picture), side)) for picture in pictures])
 
         vocabulary = self.vocabulary
         layout = Layout(
@@ -91,6 +89,25 @@ class Tokenizers:
             pixels = np.stack([np.asarray(p, dtype=np.uint8) for p in pictures[start : start + DECODE_BATCH]])
             found += self.image.encode(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()).tolist()
         return found
+
+
+def _upright(picture: Image.Image | Path) -> Image.Image:
+    from model.processor.colour import upright_rgb
+    from tasks.encode.decode import ImageError, open_image
+
+    if isinstance(picture, Image.Image):
+        try:
+            return upright_rgb(picture)
+        except (NotImplementedError, OSError, ValueError) as e:
+            raise ImageError("unsupported", f"a picture of mode {picture.mode} cannot be read ({e})") from e
+    if not isinstance(picture, Path):
+        raise TypeError(f"{type(picture).__name__} is no picture; expected PIL's or a pathlib.Path")
+    try:
+        return open_image(picture.read_bytes(), ScanConfig().max_pixels)
+    except OSError as e:
+        raise SourceError(f"{picture}: cannot be opened ({e.strerror}); correct the path") from e
+    except ImageError as e:
+        raise ImageError(e.error_class, f"{picture}: {e.message}") from e
 
 
 def load_tokenizers(store: Callable[[str], Storage]) -> Tokenizers:

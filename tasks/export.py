@@ -30,7 +30,7 @@ from infra.storage import Storage
 from infra.store.commit import entry_of_file
 from model.image_tokenizer.config import ImageTokenizerConfig
 from model.image_tokenizer.convert import to_transformers as image_to_transformers
-from model.processor import interleave
+from model.processor import colour, interleave
 from model.text_tokenizer.convert import hf_token, hf_tokenizer_files, image_placeholder
 from model.transformer.config import TransformerConfig
 from model.transformer.convert import to_transformers, transformers_config
@@ -45,7 +45,8 @@ from tasks.export_check import check_export, check_original
 FOLDER, ORIGINAL = "transformers", "original"
 VQ_PREFIX = "model.vqmodel."
 PROCESSOR = Path(interleave.__file__).with_name("processing_calumma.py")
-"""Exported with ``interleave.py``, which it imports, so that users need no Calumma for it."""
+PROCESSOR_FILES = (PROCESSOR, Path(interleave.__file__), Path(colour.__file__))
+"""The processor and what it imports, so that users need no Calumma for it."""
 
 
 def run(context: StepContext) -> None:
@@ -101,7 +102,7 @@ def export_folder(
     files = {
         name: (json.dumps(content, indent=1, sort_keys=True) + "\n").encode() for name, content in documents.items()
     }
-    files |= {file.name: file.read_bytes() for file in (PROCESSOR, Path(interleave.__file__))}
+    files |= {file.name: file.read_bytes() for file in PROCESSOR_FILES}
     files |= hf_tokenizer_files(tokenizers.text)
     for name, data in files.items():
         store.put(name, data)

@@ -31,8 +31,12 @@ UNHASHED: dict[str, set[str]] = {
     "text_tokenizer": {"file", "code"},
     "pretrain": CHECKPOINTS,
     "finetune": CHECKPOINTS,
+    "image_tokenizer_training": {"perceptual_weights", "face_network", "inception_weights"},
 }
 """Keys of a section that decide how it is worked, not what comes out, and names of files, whose content counts."""
+
+TRAINED_BY = {"sample_bytes", "weights", "max_sentence_bytes", "character_coverage"}
+"""Keys of ``text_tokenizer`` that decide nothing where a file is imported."""
 
 
 def fingerprint_of(content: Any) -> str:
@@ -64,7 +68,7 @@ def ingredients(recipe: Recipe, workdir: Storage | None = None) -> dict[str, dic
             if recipe.image_tokenizer_import.file is not None:
                 content[IMPORT] = import_files(recipe.image_tokenizer_import, recipe.folder).digest()
             else:
-                content |= weights_digests(recipe)
+                content |= trained_with(recipe)
         if step.name == "pretrain" and recipe.model_import.path is not None:
             content[MODEL_IMPORT] = import_model_files(recipe.model_import, recipe.folder).digest()
         if step.name == "report" and recipe.text_tokenizer.code:
@@ -93,6 +97,17 @@ def imported_fingerprint(recipe: Recipe, inputs: Mapping[str, str], imported: st
     return fingerprint_of(_own_content(recipe, BY_NAME["text-tokenizer"]) | content)
 
 
+def trained_with(recipe: Recipe) -> dict[str, str]:
+    """What counts of the weights that training the image tokenizer looks through; SourceError if one is missing."""
+    return weights_digests(recipe.image_tokenizer_training, recipe.folder, faces=recipe.scan.faces)
+
+
+def trained_fingerprint(recipe: Recipe, inputs: Mapping[str, str], digests: Mapping[str, str]) -> str:
+    """The fingerprint of ``image-tokenizer`` where it trains with weights of these digests, read from these inputs."""
+    content = _own_content(recipe, BY_NAME["image-tokenizer"])
+    return fingerprint_of(content | dict(digests) | {"inputs": dict(inputs)})
+
+
 def imported_weights_fingerprint(recipe: Recipe, inputs: Mapping[str, str], digest: Mapping[str, str]) -> str:
     """The fingerprint of ``image-tokenizer`` where it imports weights of that digest, read from these inputs."""
     content = {IMPORT: dict(digest), "inputs": dict(inputs)}
@@ -108,13 +123,16 @@ def imported_model_fingerprint(recipe: Recipe, inputs: Mapping[str, str], digest
 def _own_content(recipe: Recipe, step: Step) -> dict[str, Any]:
     """What a step's own version and sections give to its fingerprint."""
     left_out = {REMOVAL, IMPORT, MODEL_IMPORT}  # which count by what their files say
+    unhashed = dict(UNHASHED)
+    if recipe.text_tokenizer.file is not None:
+        unhashed["text_tokenizer"] = UNHASHED["text_tokenizer"] | TRAINED_BY
     if recipe.image_tokenizer_import.file is not None:
         left_out.add("image_tokenizer_training")
     if recipe.model_import.path is not None and not recipe.model_import.train:
         left_out.add("pretrain")
     sections = (s for s in step.sections if s not in left_out)
     return {"step": step.name, "version": step.version} | {
-        section: _plain(getattr(recipe, section), UNHASHED.get(section)) for section in sections
+        section: _plain(getattr(recipe, section), unhashed.get(section)) for section in sections
     }
 
 

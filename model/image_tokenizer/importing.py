@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from infra.errors import StoreError
-from model.image_tokenizer.architecture import FOUND_BY, RESOLUTION, architecture_of, describe
+from model.image_tokenizer.architecture import FOUND_BY, GROUPS, RESOLUTION, architecture_of, describe
 from model.image_tokenizer.config import ImageTokenizerConfig
-from model.image_tokenizer.foreign_files import CONFIG_JSON, ForeignFiles
-from model.image_tokenizer.load import FORMAT, has_decoder, read_image_tokenizer
+from model.image_tokenizer.foreign_files import ForeignFiles
+from model.image_tokenizer.load import FORMAT, has_decoder, parse_config
 
 LEFT_OUT = ("loss.",)
 """What else such checkpoints hold: the networks of the training's losses."""
@@ -57,27 +57,28 @@ def import_weights(files: ForeignFiles, resolution: int = RESOLUTION) -> Importe
         StoreError: What they hold is no image tokenizer, cannot be represented, is not finite, or would have to be
             unpickled; the message says what to do.
     """
-    description = None
+    described: dict[str, Any] = {"resolution": resolution}
+    ours = None
     if files.config is not None:
         store, name = files.config
-        description = store.get(name)
-        if name == CONFIG_JSON and _is_ours(description):
-            config, weights = read_image_tokenizer(files.folder)
-            _require_numbers(weights, files.where)
-            return Imported(config, weights, "calumma", "float32", 0)
+        description, where = store.get(name), store.url(name)
+        if _is_ours(description):
+            ours = parse_config(description, where)
+            described = ours.model_dump(exclude={"norm_groups"})
+        else:
+            described |= describe(description, where)
     paths = [files.folder.path(name) for name in files.weights]
     checkpoint = all(map(_is_checkpoint, paths))
     tensors, others = _read_checkpoint(paths[0], files.where) if checkpoint else _read_safetensors(paths, files.where)
-    _require_numbers(tensors, files.where)
-    described: dict[str, Any] = {"resolution": resolution}
-    if files.config is not None and description is not None:
-        described |= describe(description, files.config[0].url(files.config[1]))
-    config = architecture_of(tensors, described, files.where)
+    _require_plain(tensors, files.where)
+    config = architecture_of(tensors, described, files.where, GROUPS if ours is None else ours.norm_groups)
+    _require_finite(tensors, files.where)
     dtypes = sorted({str(w.dtype).removeprefix("torch.") for w in tensors.values()})
     return Imported(
         config,
-        {name: tensors[name].float().contiguous() for name in sorted(tensors)},
-        "checkpoint" if checkpoint else "safetensors",
+        # Copies, since tensors that share their memory in the file cannot be saved one by one.
+        {name: tensors[name].detach().float().clone(memory_format=torch.contiguous_format) for name in sorted(tensors)},
+        "calumma" if ours is not None else "checkpoint" if checkpoint else "safetensors",
         ", ".join(dtypes),
         others,
     )
@@ -86,7 +87,7 @@ def import_weights(files: ForeignFiles, resolution: int = RESOLUTION) -> Importe
 def _is_ours(description: bytes) -> bool:
     try:
         found = json.loads(description)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(found, dict) and str(found.get("format", "")).startswith(FORMAT.split()[0])
 
@@ -100,7 +101,6 @@ def _is_checkpoint(path: Path) -> bool:
 
 def _read_checkpoint(path: Path, where: str) -> tuple[dict[str, Tensor], int]:
     """The image tokenizer's tensors by taming's names, and how many others there are."""
-
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as e:
@@ -155,9 +155,25 @@ def _ours(names: Iterable[str], where: str) -> dict[str, str]:
     return {name: taming for name, taming in ours.items() if not taming.startswith(LEFT_OUT)}
 
 
-def _require_numbers(tensors: Mapping[str, Tensor], where: str) -> None:
+def _require_plain(tensors: Mapping[str, Tensor], where: str) -> None:
+    """Before any value is touched: a file of a few bytes can name a tensor of terabytes."""
     for name, w in tensors.items():
         if w.dtype not in FLOATS:
             raise StoreError(f"{where}: {name} is of type {w.dtype}; expected float32, bfloat16 or float16")
+        layout = "nested" if w.is_nested else str(w.layout).removeprefix("torch.")
+        kind = w.device.type if layout == "strided" else layout
+        if kind != "cpu":
+            raise StoreError(f"{where}: {name} is a {kind} tensor; expected one whose values are all in the file")
+        if w.numel() == 0:
+            raise StoreError(f"{where}: {name} has shape {tuple(w.shape)} and so holds no values; is the file whole?")
+        if w.numel() * w.element_size() > w.untyped_storage().nbytes():
+            raise StoreError(
+                f"{where}: {name} has shape {tuple(w.shape)} and the file holds "
+                f"{w.untyped_storage().nbytes()} bytes for it; expected each value to be there"
+            )
+
+
+def _require_finite(tensors: Mapping[str, Tensor], where: str) -> None:
+    for name, w in tensors.items():
         if not bool(w.isfinite().all()):
             raise StoreError(f"{where}: {name} holds values that are not finite; such weights encode nothing")

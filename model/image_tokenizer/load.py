@@ -156,19 +156,24 @@ def read_image_tokenizer(store: Storage, decoder: bool = True) -> tuple[ImageTok
     from safetensors.torch import load
 
     where = store.url(CONFIG)
-    try:
-        facts = json.loads(store.get(CONFIG))
-        name, _, version = str(facts.pop("format", "unmarked 0")).partition(" ")
-        if name != FORMAT.split()[0] or int(version) > int(FORMAT.split()[1]):
-            raise StoreError(f"{where}: this is {name} version {version}; expected {FORMAT} or older")
-        config = ImageTokenizerConfig.model_validate(facts)
-    except (ValueError, AttributeError) as e:
-        raise StoreError(f"{where}: not an image tokenizer's configuration ({e})") from e
+    config = parse_config(store.get(CONFIG), where)
     try:
         weights = load(store.get(WEIGHTS))
     except SafetensorError as e:
         raise StoreError(f"{store.url(WEIGHTS)}: not the weights that {where} describes ({e})") from e
     return config, {name: w for name, w in weights.items() if decoder or not name.startswith(DECODER)}
+
+
+def parse_config(data: bytes, where: str) -> ImageTokenizerConfig:
+    """The configuration in a ``config.json`` of ours; StoreError, which names ``where``, if it is none or newer."""
+    try:
+        facts = json.loads(data)
+        name, _, version = str(facts.pop("format", "unmarked 0")).partition(" ")
+        if name != FORMAT.split()[0] or int(version) > int(FORMAT.split()[1]):
+            raise StoreError(f"{where}: this is {name} version {version}; expected {FORMAT} or older")
+        return ImageTokenizerConfig.model_validate(facts)
+    except (ValueError, AttributeError, TypeError, RecursionError) as e:
+        raise StoreError(f"{where}: not an image tokenizer's configuration ({e})") from e
 
 
 def has_decoder(weights: Iterable[str]) -> bool:

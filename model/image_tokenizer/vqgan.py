@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.image_tokenizer.colours import evened_colours
 from model.image_tokenizer.config import ImageTokenizerConfig
 from model.image_tokenizer.norm import normalised
 from model.image_tokenizer.quantize import VectorQuantizer
@@ -208,7 +209,9 @@ class VQModel(nn.Module):
         """Weights that keep a signal's variance, no biases, and residual branches that start at a tenth.
 
         With torch's defaults the chain of plain convolutions around the quantiser shrinks what differs between
-        positions far below the biases, and the decoder needs hundreds of steps to see its input.
+        positions far below the biases, and the decoder needs hundreds of steps to see its input. The first convolution
+        starts on colours of even strength: photographs have so little green against magenta that an encoder which must
+        find it by itself has given up on it long before the codebook starts.
         """
         for name, module in self.named_modules():
             if isinstance(module, nn.Conv2d):
@@ -216,6 +219,9 @@ class VQModel(nn.Module):
                 nn.init.normal_(module.weight, std=gain / math.sqrt(module.weight[0].numel()))
                 assert module.bias is not None
                 nn.init.zeros_(module.bias)
+        with torch.no_grad():
+            weight = self.encoder.conv_in.weight
+            weight.copy_(torch.einsum("oikl,ij->ojkl", weight, evened_colours()))
 
     def latents(self, x_BCHW: Tensor) -> Tensor:
         """What is quantised: (B, embed_dim, grid, grid)."""

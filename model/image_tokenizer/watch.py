@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.image_tokenizer.batches import Pictures
+from model.image_tokenizer.fits import SECTION
 from model.image_tokenizer.frechet import frechet_distance, inception_features
 from model.image_tokenizer.losses import perplexity, psnr, ssim
 from model.image_tokenizer.perceptual import load_perceptual
-from model.image_tokenizer.terms import SECTION, load_torchscript
+from model.image_tokenizer.terms import load_torchscript
 from model.image_tokenizer.trainer import Trainer
 from model.image_tokenizer.vqgan import normalise, to_pixels
 

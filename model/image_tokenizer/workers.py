@@ -47,6 +47,12 @@ class Workers:
         dist.all_gather(parts, x.contiguous())
         return torch.cat(parts)
 
+    def first(self, x: Tensor) -> Tensor:
+        """The first worker's, on each; ``x`` may be overwritten."""
+        if self.world > 1:
+            dist.broadcast(x, 0)
+        return x
+
     def barrier(self) -> None:
         """Waits for all."""
         if self.world > 1:

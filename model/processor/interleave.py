@@ -110,7 +110,8 @@ class Interleaver:
     A segment is a text; a picture's codes, ``codes_per_image`` codebook indices in raster order as a list, 1-d array or
     tensor of integers; a picture; or what chat messages hold: ``{"type": "text", "text": …}``,
     ``{"type": "image", "image": …}`` and ``{"type": "image", "codes": …}``. What a picture may be is up to
-    ``encode_images``.
+    ``encode_images``; a file is named by a ``pathlib.Path``, never by a string, since a string may have come from
+    somebody else, and nobody else chooses which files are opened.
 
     Args:
         layout: The ids.
@@ -235,7 +236,11 @@ class Interleaver:
         return ids
 
     def _picture(self, codes: Iterable[int], where: str) -> list[int]:
-        layout, found = self.layout, [operator.index(code) for code in codes]
+        layout = self.layout
+        try:
+            found = [operator.index(code) for code in codes]
+        except TypeError as e:
+            raise TypeError(f"{where}: a picture's codes are integers, row by row in one sequence ({e})") from e
         if len(found) != layout.codes_per_image:
             raise ValueError(f"{where}: a picture of {len(found)} codes; a picture has {layout.codes_per_image}")
         wrong = [code for code in found if not 0 <= code < layout.image_codes]
@@ -286,8 +291,9 @@ def _told_apart(segment: Any, where: str) -> tuple[str, Any]:
             return "text", text
         if kind == "image" and segment.get("codes") is not None:
             return "codes", segment["codes"]
-        if kind == "image" and (segment.get("image", segment.get("path"))) is not None:
-            return "image", segment.get("image", segment.get("path"))
+        picture = segment.get("image", segment.get("path"))
+        if kind == "image" and picture is not None:
+            return "image", _picture_of(picture, where)
         if kind == "image" and "url" in segment:
             raise ValueError(f"{where}: a picture by `url`; nothing is downloaded here: give the picture or its path")
         raise ValueError(f"{where}: {dict(segment)!r:.200} is neither a text nor a picture")
@@ -295,9 +301,23 @@ def _told_apart(segment: Any, where: str) -> tuple[str, Any]:
         return "text", segment
     if isinstance(segment, list | tuple) or getattr(segment, "ndim", None) == 1:
         return "codes", segment
-    if segment is None or isinstance(segment, bytes | int | float):
-        raise TypeError(f"{where}: {_kind(segment)} is neither a text nor a picture")
-    return "image", segment
+    return "image", _picture_of(segment, where)
+
+
+def _picture_of(value: Any, where: str) -> Any:
+    if isinstance(value, str):
+        raise ValueError(
+            f"{where}: a picture by the string {value!r:.80}; give the picture or a pathlib.Path: what comes from "
+            "somebody else must not say which file is opened"
+        )
+    if value is None or isinstance(value, bytes | int | float | list | tuple | Mapping):
+        raise TypeError(f"{where}: {_kind(value)} is neither a text nor a picture")
+    if getattr(value, "ndim", None) in (0, 1, 2):
+        raise ValueError(
+            f"{where}: an array of shape {tuple(value.shape)} is neither a picture, which has colours, nor its codes, "
+            "which are one sequence: flatten them row by row"
+        )
+    return value
 
 
 def _kind(value: Any) -> str:

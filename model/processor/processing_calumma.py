@@ -14,17 +14,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
+from .colour import FORMATS, too_large, upright_rgb
 from .interleave import Interleaver, Layout, Rows
+
+MAX_PIXELS = 178_956_970
+"""A picture that declares more is not decoded; the same as ``scan.max_pixels`` where a recipe says nothing."""
 
 
 class CalummaProcessor(ProcessorMixin):  # type: ignore[misc]
     """Segments and chat messages to ``input_ids``, ``attention_mask`` and ``pixel_values``, and ids to segments.
 
     What segments and messages are, :class:`Interleaver` says. A picture that comes as codes becomes its ids; any other
-    (PIL, array, path) becomes placeholders, which the model fills with the codes of its ``pixel_values``::
+    (PIL, array, ``pathlib.Path``) becomes placeholders, which the model fills with the codes of its ``pixel_values``.
+    Pictures of PIL and from files are made upright, on white and sRGB as in training; arrays are taken as they are::
 
         batch = processor([["What is this? ", picture], "A text alone"], padding=True, return_tensors="pt")
         batch = processor.apply_chat_template([{"role": "user", "content": [picture, "What is this?"]}])
@@ -116,14 +122,11 @@ class CalummaProcessor(ProcessorMixin):  # type: ignore[misc]
         """
         if chat_template is not None or not tokenize:
             raise ValueError("a conversation has one form and no spelling: leave chat_template alone and tokenize=True")
-        several = bool(conversation) and isinstance(conversation[0], list | tuple)
-        conversations = conversation if several else [conversation]
-        for messages in conversations if add_generation_prompt else ():
-            if messages and messages[-1].get("role") == "assistant":
-                raise ValueError(
-                    "add_generation_prompt: the last message is the assistant's; there is nothing to answer"
-                )
+        listed = isinstance(conversation, list | tuple) and bool(conversation)
+        conversations = conversation if listed and isinstance(conversation[0], list | tuple) else [conversation]
         rows = self._interleaver.conversations(conversations, open_answer=continue_final_message)
+        if add_generation_prompt and any(messages[-1]["role"] == "assistant" for messages in conversations):
+            raise ValueError("add_generation_prompt: the last message is the assistant's; there is nothing to answer")
         batch = self._batch(rows, masks=return_assistant_tokens_mask, **kwargs)
         return batch if return_dict else batch["input_ids"]
 
@@ -179,12 +182,22 @@ class CalummaProcessor(ProcessorMixin):  # type: ignore[misc]
 
 
 def _opened(image: Any) -> Any:
-    if isinstance(image, str | Path):
-        from PIL import Image
+    """A picture of PIL or from a file as training sees it; ValueError for one that cannot be read or is too large."""
+    try:
+        if isinstance(image, Path):
+            Image.init()  # Pillow itself knows only five formats at first
+            with Image.open(image, formats=[f for f in FORMATS if f in Image.OPEN]) as file:
+                return _upright(file)
+        return _upright(image) if isinstance(image, Image.Image) else image
+    except Exception as e:  # a hostile file can make a decoder raise anything
+        name = image if isinstance(image, Path) else "a picture"
+        raise ValueError(f"{name}: cannot be read as a picture ({e})") from e
 
-        with Image.open(image) as file:
-            return file.convert("RGB")
-    return image
+
+def _upright(image: Image.Image) -> Image.Image:
+    if fault := too_large(image, MAX_PIXELS):
+        raise ValueError(fault)
+    return upright_rgb(image)
 
 
 CalummaProcessor.register_for_auto_class("AutoProcessor")

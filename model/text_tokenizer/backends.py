@@ -17,9 +17,9 @@ SPACE = "\u2581"
 """SentencePiece's sign for a space, inside its pieces. In text it is a character like any other."""
 
 KNOWN_WORDS = 2**17
-"""Words whose ids are kept, in at most some 50 MB; when there are more, it begins anew."""
-KNOWN_CHARS = 64
-"""Longer words are seldom met twice."""
+"""Words whose ids are kept; when there are more, it begins anew."""
+KNOWN_CHARS, KNOWN_IDS = 64, 16
+"""Longer words, and those of more ids, are seldom met twice: so no text makes the words kept take much memory."""
 _WORDS = re.compile(" *[^ ]+| +")
 _ACROSS = re.compile(f"[^{SPACE}]{SPACE}")
 
@@ -39,6 +39,8 @@ class SentencePieceBackend:
         self.data, self.vocabulary = data, vocabulary
         self.names: Mapping[int, str] = {}
         """The file's own names of ids below ``text_start``: here it has none."""
+        self.changes: tuple[str, ...] = ()
+        """What of a text is lost by the file's rules, in words; here only a try shows that."""
         try:
             self._processor: Any = sentencepiece.SentencePieceProcessor(model_proto=data)
         except (RuntimeError, ValueError) as e:
@@ -54,6 +56,8 @@ class SentencePieceBackend:
         # Where no piece goes on from another character to a space, no merge does: words can be looked up one by one.
         self._by_words = not any(_ACROSS.search(piece) for piece, _, is_byte in self.raw_pieces() if not is_byte)
         self._known: dict[str, list[int]] = {}
+        # Each id once, however many words have it.
+        self._ids = [*range(vocabulary.text_start, vocabulary.text_start + count)]
         self._escaped_space = [byte_ids[bytes([b])] + vocabulary.text_start for b in SPACE.encode()]
 
     def encode(self, text: str) -> list[int]:
@@ -68,20 +72,20 @@ class SentencePieceBackend:
 
     def _learnt(self, word: str) -> list[int]:
         ids = self._merged(word)
-        if len(word) <= KNOWN_CHARS:
+        if len(word) <= KNOWN_CHARS and len(ids) <= KNOWN_IDS:
             if len(self._known) >= KNOWN_WORDS:
                 self._known.clear()
             self._known[word] = ids
         return ids
 
     def _merged(self, text: str) -> list[int]:
-        start, encode = self.vocabulary.text_start, self._processor.encode
+        known, encode = self._ids, self._processor.encode
         # SentencePiece cannot tell U+2581 from a space: it is written as its three bytes instead.
         first, *rest = text.split(SPACE)
-        ids = [n + start for n in encode(first)]
+        ids = [known[n] for n in encode(first)]
         for stretch in rest:
             ids += self._escaped_space
-            ids += [n + start for n in encode(stretch)]
+            ids += [known[n] for n in encode(stretch)]
         return ids
 
     def spelling(self, number: int) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from infra.errors import StoreError
@@ -19,6 +19,10 @@ from model.vocabulary import EOS, UNK, Vocabulary
 
 _DECODERS = {"ByteLevel", "ByteFallback", "Fuse", "Replace", "Metaspace", "Strip", "Sequence"}
 """Decoders that leave a piece's bytes a matter of its spelling."""
+_LOSSLESS = {"Sequence", "ByteLevel", "Digits"}
+"""Normalizers and pre-tokenizers that lose no text, whatever their settings."""
+_KEEPING = {"Isolated", "Contiguous", "MergedWithPrevious", "MergedWithNext"}
+"""What splitting may do with what it splits at; ``Removed`` loses it."""
 
 
 class BpeJsonBackend:
@@ -32,7 +36,7 @@ class BpeJsonBackend:
         self.data, self.vocabulary, self._where = data, vocabulary, where
         try:
             self._read(data, vocabulary, where)
-        except (KeyError, TypeError, ValueError, AttributeError) as e:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as e:
             raise StoreError(
                 f"{where}: not a tokenizer.json of the tokenizers library ({type(e).__name__}: {e})"
             ) from e
@@ -41,29 +45,38 @@ class BpeJsonBackend:
         content = _parsed(data, where)
         model: dict[str, Any] = content["model"]
         ids: dict[str, int] = model["vocab"]
-        found = {number: name for name, number in ids.items()}
-        found |= {operator.index(t["id"]): str(t["content"]) for t in content.get("added_tokens") or []}
+        added = [(str(t["content"]), operator.index(t["id"])) for t in content.get("added_tokens") or []]
+        found = _one_to_one([*ids.items(), *added], where)
         _require_layout(found, vocabulary, where)
         self.names: Mapping[int, str] = {n: name for n, name in found.items() if n < vocabulary.text_start}
         start = vocabulary.text_start
         require_room(max(found) + 1 - start, vocabulary, where)
-        sections = [s for key in ("normalizer", "pre_tokenizer", "decoder") for s in _flat(content.get(key))]
+        sections = [s for key in ("normalizer", "pre_tokenizer") for s in _flat(content.get(key))]
         self._byte_level = any(s["type"] == "ByteLevel" for s in sections)
         self._space = _space_sign(content)
-        _require_total(model, self._byte_level, start, where)
-        # By the pieces alone: an entry that only added_tokens has, no text leads to.
-        self._spellings = {number - start: name for name, number in ids.items() if number >= start}
+        _require_total(model, self._byte_level, vocabulary, where)
+        self.changes = tuple(_changes(content, self._space))
+        """What of a text is lost by the file's rules, in words; there may be more that only a try shows."""
+        # By the pieces alone: no text leads to what only added_tokens has, nor to the unused ids of our own export.
+        self._spellings = {n - start: name for name, n in ids.items() if n >= start and name != vocabulary.name(n)}
         self.piece_bytes = [self._bytes_of(self._spellings.get(n, "")) for n in range(max(found) + 1 - start)]
         bare: dict[str, Any] = {"added_tokens": [], "truncation": None, "padding": None, "post_processor": None}
-        self._tokenizer = _tokenizer({**content, **bare}, where)
+        self._tokenizer = library_tokenizer(json.dumps({**content, **bare}, ensure_ascii=False), where)
 
     def encode(self, text: str) -> list[int]:
-        """Vocabulary ids of a text; StoreError if the file's rules lead it to an id that is not text's."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
-        if ids and min(ids) < self.vocabulary.text_start:
+        """Vocabulary ids of a text without surrogates; StoreError if the file's rules cannot be applied to it."""
+        try:
+            ids = list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        except BaseException as e:
+            if not _of_library(e):
+                raise
+            raise StoreError(f"{self._where}: its rules cannot be applied to the text {text!r:.80} ({e})") from e
+        # What the file says was checked; this holds whatever the library makes of it.
+        if ids and not self.vocabulary.text_start <= min(ids) <= max(ids) < self.vocabulary.size:
+            wrong = min(ids) if min(ids) < self.vocabulary.text_start else max(ids)
             raise StoreError(
-                f"{self._where}: makes id {min(ids)} of text, below {self.vocabulary.text_start}: one of its "
-                "pieces has the id of a control or of an image code. Correct its vocabulary."
+                f"{self._where}: the text {text!r:.80} becomes id {wrong}; text has ids "
+                f"{self.vocabulary.text_start} to {self.vocabulary.size - 1}. It cannot be the text tokenizer."
             )
         return ids
 
@@ -78,8 +91,8 @@ class BpeJsonBackend:
         if self._byte_level:
             # A letter that stands for no byte can only be in a piece that no text leads to.
             return bytes(_LETTERS[c] for c in piece) if _LETTERS.keys() >= set(piece) else b""
-        if len(piece) == 6 and piece[:3] == "<0x" and piece[5] == ">":
-            return bytes([int(piece[3:5], 16)])
+        if piece in _BYTES:
+            return bytes([_BYTES[piece]])
         return (piece.replace(self._space, " ") if self._space else piece).encode()
 
 
@@ -94,6 +107,8 @@ def _byte_letters() -> dict[str, int]:
 
 
 _LETTERS = _byte_letters()
+_BYTES = {f"<0x{byte:02X}>": byte for byte in range(256)}
+"""The byte that each piece of this spelling stands for, where the pieces are not byte-level."""
 
 
 def _parsed(data: bytes, where: str) -> dict[str, Any]:
@@ -114,6 +129,35 @@ def _parsed(data: bytes, where: str) -> dict[str, Any]:
     if faults:
         raise StoreError(f"{where}: cannot be the text tokenizer: " + "; ".join(faults))
     return content
+
+
+def _one_to_one(entries: Iterable[tuple[str, int]], where: str) -> dict[int, str]:
+    """The name of each id; StoreError if one name or id stands for two, since text could take the wrong one's place."""
+    names: dict[int, str] = {}
+    ids: dict[str, int] = {}
+    for name, number in entries:
+        if names.setdefault(number, name) != name:
+            raise StoreError(f"{where}: id {number} is both {names[number]!r} and {name!r}; an id must have one name")
+        if ids.setdefault(name, number) != number:
+            raise StoreError(f"{where}: {name!r} is both id {ids[name]} and id {number}; a name must have one id")
+    return names
+
+
+def _changes(content: Mapping[str, Any], space: str) -> Iterator[str]:
+    """Rules that lose some text or other, which a few probes might miss."""
+    if space not in ("", SPACE):
+        yield f"{space!r}, which the file writes for a space"
+    for part in _flat(content.get("normalizer")):
+        kind, pattern = part["type"], part.get("pattern")
+        of_spaces = kind == "Prepend" or (kind == "Replace" and pattern == {"String": " "})
+        if kind not in _LOSSLESS and not of_spaces:  # what is done to spaces, the probes show
+            yield f"what its normalizer {kind} changes"
+    for part in _flat(content.get("pre_tokenizer")):
+        kind = part["type"]
+        keeps = kind in ("Split", "Punctuation") and part.get("behavior", "Isolated") in _KEEPING
+        of_spaces = kind == "Metaspace" and part.get("replacement", SPACE) == SPACE
+        if kind not in _LOSSLESS and not keeps and not of_spaces:
+            yield f"what its pre_tokenizer {kind} takes out"
 
 
 def _flat(section: Any) -> Iterator[dict[str, Any]]:
@@ -154,10 +198,11 @@ def _require_layout(names: Mapping[int, str], vocabulary: Vocabulary, where: str
         )
 
 
-def _require_total(model: Mapping[str, Any], byte_level: bool, start: int, where: str) -> None:
+def _require_total(model: Mapping[str, Any], byte_level: bool, vocabulary: Vocabulary, where: str) -> None:
     """StoreError unless every text has ids, and all of them are text's."""
     vocab: Mapping[str, int] = model["vocab"]
-    letters = list(_LETTERS) if byte_level else [f"<0x{b:02X}>" for b in range(256)]
+    start = vocabulary.text_start
+    letters = _LETTERS if byte_level else _BYTES
     if not byte_level and not model.get("byte_fallback"):
         raise StoreError(
             f"{where}: neither byte-level nor with byte_fallback, so that rare characters become <unk>; the text "
@@ -169,18 +214,31 @@ def _require_total(model: Mapping[str, Any], byte_level: bool, start: int, where
             f"{where}: {len(lacking)} of the 256 bytes have no id from {start} on, {lacking[0]!r} for one; "
             "text that holds them would be lost"
         )
+    for name, number in vocab.items():
+        if len(name) == 1 and number < start:  # a character is looked up without any merge
+            raise StoreError(f"{where}: the character {name!r} is id {number}, which is no text")
+    of_bytes = set() if byte_level else set(_BYTES)  # what is merged of these, or into one, is spelt like other text
     for merge in model.get("merges") or []:
         left, right = merge.split(" ", 1) if isinstance(merge, str) else merge
-        if vocab.get(left + right, start) < start:
-            raise StoreError(
-                f"{where}: the merge of {left!r} and {right!r} leads to id {vocab[left + right]}, which is no text"
-            )
+        made = left + right
+        number = vocab.get(made, start)
+        if number < start or not of_bytes.isdisjoint((left, right, made)) or made == vocabulary.name(number):
+            what = f"id {number}, which is no text" if number < start else f"{made!r}, which stands for other text"
+            raise StoreError(f"{where}: the merge of {left!r} and {right!r} leads to {what}")
 
 
-def _tokenizer(content: Mapping[str, Any], where: str) -> Any:
+def library_tokenizer(content: str, where: str) -> Any:
+    """The file as the ``tokenizers`` library reads it; StoreError if it does not."""
     from tokenizers import Tokenizer
 
     try:
-        return Tokenizer.from_str(json.dumps(content, ensure_ascii=False))
-    except Exception as e:  # the library raises bare Exception for all that is wrong with a file
+        return Tokenizer.from_str(content)
+    except BaseException as e:
+        if not _of_library(e):
+            raise
         raise StoreError(f"{where}: the tokenizers library cannot read it ({e})") from e
+
+
+def _of_library(error: BaseException) -> bool:
+    """Whether ``tokenizers`` raised it: bare Exception for nearly all, and Rust's panics, which are no Exception."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"

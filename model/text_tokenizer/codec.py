@@ -38,7 +38,7 @@ class TextTokenizer:
         """StoreError if the backend alters text and ``lossy`` does not say that this is accepted."""
         self.backend, self.vocabulary = backend, backend.vocabulary
         self._bytes = backend.piece_bytes
-        self.alters = altered(lambda text: self.decode(self.encode(text)))
+        self.alters = altered(lambda text: self.decode(self.encode(text))) + backend.changes
         """Kinds of text that do not come back as they were; none for what Calumma trains."""
         if self.alters and not lossy:
             raise StoreError(

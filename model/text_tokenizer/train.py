@@ -68,9 +68,10 @@ def cut(text: str, max_bytes: int) -> Iterator[str]:
     """The text in pieces of at most ``max_bytes`` UTF-8 bytes, cut after a line or a space where there is one.
 
     SentencePiece passes over longer sentences in silence, and over NUL; its sign for a space must not reach it at all,
-    or the pieces it learns would confuse the two.
+    or the pieces it learns would confuse the two. Nor must the name of an image code, or a piece may be spelt like it;
+    other controls' names have signs and letters, which it does not join.
     """
-    for stretch in re.split(f"[\0{SPACE}\ud800-\udfff]", text):
+    for stretch in re.split(f"[\0{SPACE}\ud800-\udfff]|(?<=IMGIMG)(?=[A-J]+Z)", text):
         while stretch:
             if len(stretch) * 4 <= max_bytes or len(stretch.encode()) <= max_bytes:
                 yield stretch

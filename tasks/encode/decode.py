@@ -18,21 +18,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal, get_args
 
-from PIL import Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from infra.errors import CalummaError
-from tasks.encode.colour import upright_rgb
+from model.processor.colour import FORMATS, too_large, upright_rgb
 
 ErrorClass = Literal["empty", "not-an-image", "unsupported", "bomb", "truncated", "corrupt", "memory"]
 ERROR_CLASSES: tuple[str, ...] = get_args(ErrorClass)
 
-FORMATS: tuple[str, ...] = (
-    *("JPEG", "PNG", "GIF", "WEBP", "AVIF", "JPEG2000", "TIFF", "BMP", "DIB", "ICO", "PPM", "TGA"),
-    *("PCX", "SGI", "QOI"),
-)
-"""Formats that are decoded (MPO as JPEG); anything else that Pillow would recognise is ``unsupported``."""
-
-_TIFF_TILE_WIDTH, _TIFF_TILE_LENGTH = 322, 323
 _UNSUPPORTED_BY_PILLOW = (
     *("unknown pixel mode", "unsupported bmp bitfields", "unsupported bmp compression", "unsupported bmp pixel depth"),
     *("unsupported bmp header", "cannot handle"),
@@ -78,25 +71,14 @@ def opened(data: bytes, max_pixels: int) -> Iterator[Image.Image]:
         raise ImageError("empty", "the file has no bytes")
     with _pillow_limits(max_pixels):
         image = _open(data)  # an ICO's picture is decoded here, under Pillow's limit
-        _check_size(image, max_pixels)
+        if fault := too_large(image, max_pixels):
+            raise ImageError("bomb", fault)
         try:
             yield image
         except ImageError:
             raise
         except Exception as e:  # a hostile file can make a decoder raise anything; it must cost only itself
             raise _classified(e, data) from e
-
-
-def _check_size(image: Image.Image, max_pixels: int) -> None:
-    areas = [image.size]
-    if isinstance(image, TiffImagePlugin.TiffImageFile):  # a tile may be larger than the picture, and is decoded whole
-        tags = image.tag_v2
-        areas.append((int(tags.get(_TIFF_TILE_WIDTH, 1)), int(tags.get(_TIFF_TILE_LENGTH, 1))))
-    for width, height in areas:
-        if width * height > max_pixels:
-            raise ImageError(
-                "bomb", f"it declares {width}x{height} = {width * height:,} pixels; at most {max_pixels:,} are decoded"
-            )
 
 
 _limits: list[int] = []

@@ -18,8 +18,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from model.processor.colour import UPRIGHT, is_srgb, orientation, upright_rgb
 from tasks.encode import reference
-from tasks.encode.colour import UPRIGHT, is_srgb, orientation, upright_rgb
 from tasks.encode.decode import opened
 from tasks.encode.reference import LANCZOS, MAX_ASPECT, MAX_LENGTH, Pixels
 

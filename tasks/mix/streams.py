@@ -13,9 +13,11 @@ Shape suffixes: G groups, R runs (a group in a pass), K documents.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any, Literal
 
 import numpy as np
@@ -88,8 +90,10 @@ class Stream:
         captions = sorted({int(n) for t in totals for n in t["sums"]})
         self._sums = {n: np.array([t["sums"].get(str(n), [0] * n) for t in totals], np.int64) for n in captions}
         self.per_pass = int(self._documents_G.sum())
+        self._image, self._answer = int(self._image_G.sum()), int(self._answer_G.sum())
         self._pass = lru_cache(maxsize=_PASSES)(self._order)
-        self._before = [Totals()]
+        # Of documents with n captions: tokens of the first 0 to n passes, in Python's numbers, which have no end.
+        self._turns = {n: [0, *accumulate(sums.sum(axis=0).tolist())] for n, sums in self._sums.items()}
 
     def tokens_of_pass(self, number: int) -> int:
         """Tokens of a whole pass; captions take turns, so that passes differ."""
@@ -98,7 +102,7 @@ class Stream:
     @property
     def supply(self) -> Totals:
         """Everything once: pass 0."""
-        return Totals(self.tokens_of_pass(0), int(self._image_G.sum()), int(self._answer_G.sum()))
+        return Totals(self.tokens_of_pass(0), self._image, self._answer)
 
     def prefix(self, count: int) -> Totals:
         """Sums over the stream's documents 0 to ``count - 1``."""
@@ -128,9 +132,11 @@ class Stream:
         if not getattr(self.supply, measure):
             raise ValueError(f"{self.name}: {quota:,} {measure} of a stream without any")
         target = getattr(self.prefix(start), measure) + quota
-        number = start // self.per_pass
-        while getattr(self._passes_before(number + 1), measure) < target:
-            number += 1
+        first = start // self.per_pass
+        most = first + 1 + target * max(self._turns)  # one at least is counted each time that all turns come again
+        number = first + bisect_left(
+            range(first, most), target, key=lambda turn: getattr(self._passes_before(turn + 1), measure)
+        )
         rest = target - getattr(self._passes_before(number), measure)
         here = self._pass(number)
         place = int(np.searchsorted(getattr(here, measure), rest)) - 1
@@ -164,11 +170,8 @@ class Stream:
 
     def _passes_before(self, number: int) -> Totals:
         """Sums over whole passes."""
-        while len(self._before) <= number:
-            turn = len(self._before) - 1
-            one = Totals(self.tokens_of_pass(turn), int(self._image_G.sum()), int(self._answer_G.sum()))
-            self._before.append(self._before[-1] + one)
-        return self._before[number]
+        tokens = sum(turns[-1] * (number // n) + turns[number % n] for n, turns in self._turns.items())
+        return Totals(tokens, number * self._image, number * self._answer)
 
     def _order(self, number: int) -> _Pass:
         order_G = Permutation(len(self.groups), self._seed, "groups", self.name, number).all()

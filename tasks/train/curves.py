@@ -17,7 +17,7 @@ from tasks.report.figures import ACCENT, GREY, IMAGE, INK, SOURCES, STYLE, TEXT,
 from tasks.train.history import History
 
 PANELS: tuple[tuple[str, tuple[tuple[str, str, str], ...]], ...] = (
-    ("reconstruction losses", (("l1", "L1", INK), ("perceptual", "LPIPS", IMAGE))),
+    ("reconstruction losses", (("l1", "L1", INK), ("colour", "hue", ACCENT), ("perceptual", "LPIPS", IMAGE))),
     ("faces and objects", (("face", "faces", TEXT), ("object", "salient objects", ACCENT))),
     ("quantisation losses", (("commitment", "commitment", INK), ("codebook", "codebook", SOURCES[1]))),
     ("GAN", (("generator", "generator", IMAGE), ("discriminator", "discriminator", TEXT))),

@@ -7,24 +7,27 @@ of what the tokenizer makes of them), and under ``evaluations`` such sheets of w
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from infra.errors import RecipeError
+from infra.errors import RecipeError, SourceError
 from infra.settings import ResourcesConfig
 from infra.storage import Storage
 from infra.store.commit import entry, entry_of_file
 from model.image_tokenizer.config import ImageTokenizerTraining
 from tasks.context import StepContext
 from tasks.encode.transforms import Pixels
-from tasks.fingerprint import folder_of
+from tasks.fingerprint import folder_of, trained_fingerprint, trained_with
 from tasks.progress import Progress
 from tasks.sheets import png
+from tasks.steps import BY_NAME
+from tasks.train.evaluations import forget, sheet_name, sheet_steps, thin
 from tasks.train.imported import import_image_tokenizer
 from tasks.train.launch import StopRequest, launch
 from tasks.train.pictures import FACES, HELD_OUT, OBJECTS, TRAINING, collect, discard, load_boxes, load_pictures
-from tasks.train.weights import check_weights, local_weights
+from tasks.train.weights import check_weights, local_weights, require_same_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,15 +37,13 @@ if TYPE_CHECKING:
 STEP = "image-tokenizer"
 RECONSTRUCTIONS = "reconstructions.png"
 CURVES = "curves.png"
-EVALUATIONS = "evaluations"
-SHEETS = 12
-"""Sheets of while it was trained that are kept at most."""
 SHOWN = 48
 SHOWN_A_ROW = 12
 SHOWN_SIDE = 128
 BATCH = 64
+"""Pictures measured at once, of up to 128² pixels; of larger ones fewer, so that progress is seen."""
 COUNTED = 1024
-"""Training pictures, at most, whose codes are counted for the codebook's use."""
+"""Pictures, at most, that are measured when training is over: this process does so alone, on its CPU."""
 
 
 def run(context: StepContext) -> None:
@@ -54,6 +55,7 @@ def run(context: StepContext) -> None:
         import_image_tokenizer(context)
         return
     check_weights(context.recipe)
+    _require_own_weights(context)
     collect(context)
     if not context.store().size(TRAINING):
         raise RecipeError("no source has a readable picture that is not held out: there is nothing to train on")
@@ -61,6 +63,15 @@ def run(context: StepContext) -> None:
     finish(context)
     discard(context.store())
     remove_checkpoints(context.store())
+
+
+def _require_own_weights(context: StepContext) -> None:
+    inputs = {name: context.fingerprints[name] for name in BY_NAME[STEP].inputs}
+    if trained_fingerprint(context.recipe, inputs, trained_with(context.recipe)) != context.fingerprint:
+        raise SourceError(
+            "the files of image_tokenizer_training.perceptual_weights or face_network changed since this step was "
+            "submitted; run the recipe again"
+        )
 
 
 def arguments(context: StepContext) -> dict[str, Any]:
@@ -72,6 +83,8 @@ def arguments(context: StepContext) -> dict[str, Any]:
         "resources": recipe.resources,
         "seed": recipe.seed,
         "folder": recipe.folder,
+        "faces": recipe.scan.faces,
+        "digests": trained_with(recipe),
         "fingerprint": context.fingerprint,
         "store": context.store().root,
         "workdir": context.root,
@@ -85,7 +98,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
     from PIL import Image
 
     from model.image_tokenizer.batches import Regions
-    from model.image_tokenizer.train import train
+    from model.image_tokenizer.train import checkpoint_step, train
     from model.training.optimizer import use_bf16
 
     resources: ResourcesConfig = arguments["resources"]
@@ -102,11 +115,13 @@ def train_worker(arguments: dict[str, Any]) -> None:
         progress.update(step, training.steps, "steps", note=note)
 
     def show(step: int, sheet: Pixels) -> None:
-        name = f"{EVALUATIONS}/step-{step:09d}.png"
+        name = sheet_name(step)
         store.put(name, png(Image.fromarray(sheet)))
         progress.picture = f"{folder_of(STEP, fingerprint)}/{name}"
-        thin(store)
+        thin(store, training.evaluate_every)
 
+    require_same_weights(training, arguments["folder"], arguments["digests"], faces=arguments["faces"])
+    forget(store, checkpoint_step(store))
     with local_weights(training, arguments["folder"]) as training_here:
         train(
             config,
@@ -126,15 +141,6 @@ def train_worker(arguments: dict[str, Any]) -> None:
         )
 
 
-def thin(store: Storage) -> None:
-    """Keeps at most :data:`SHEETS` sheets of a long training, spread over it, the first and the newest among them."""
-    names = store.list(EVALUATIONS, ".png")
-    while len(names) > SHEETS:
-        steps = [int(name.removeprefix("step-").removesuffix(".png")) for name in names]
-        least = min(range(1, len(names) - 1), key=lambda i: steps[i + 1] - steps[i - 1])  # the least gap is left
-        store.delete(f"{EVALUATIONS}/{names.pop(least)}")
-
-
 def finish(context: StepContext) -> None:
     """Measures the trained tokenizer, draws reconstructions and commits the step.
 
@@ -152,13 +158,20 @@ def finish(context: StepContext) -> None:
     tokenizer = load_image_tokenizer(store)
     training, held_out = (load_pictures(store, name, side) for name in (TRAINING, HELD_OUT))
     shown = {name: int((load_boxes(store, name, boxes)[:, :, 2] > 0).any(1).sum()) for name in (FACES, OBJECTS)}
-    measured = held_out if len(held_out) else training[:COUNTED]
-    quality, sheet = measure(tokenizer, measured)
+    measured = (held_out if len(held_out) else training)[:COUNTED]
+    sheets = [sheet_name(step) for step in sheet_steps(store)]
+    progress = Progress(context.workdir, context.job)
+    progress.picture = f"{folder_of(STEP, context.fingerprint)}/{sheets[-1]}" if sheets else ""
+    counted = training[:COUNTED]
+
+    def report(done: int) -> None:
+        progress.update(done, len(measured) + len(counted), "pictures", note="measuring pictures")
+
+    quality, sheet = measure(tokenizer, measured, report)
     store.put(RECONSTRUCTIONS, sheet)
     lines = read_metrics(store)
     store.put(CURVES, curves_png(lines))
     looks = [line["held_out"] for line in lines if "held_out" in line]
-    sheets = [f"{EVALUATIONS}/{name}" for name in store.list(EVALUATIONS, ".png")]
     context.finish(
         files=[
             *(entry_of_file(store, name) for name in (CONFIG, METRICS, WEIGHTS, CURVES, *sheets)),
@@ -166,7 +179,7 @@ def finish(context: StepContext) -> None:
         ],
         facts={
             **quality,
-            **codebook_use(tokenizer, training[:COUNTED]),
+            **codebook_use(tokenizer, counted, lambda done: report(len(measured) + done)),
             **({"held_out": looks[-1]} if looks else {}),
             "measured_on": "held-out" if len(held_out) else "training",
             "pictures": {
@@ -181,8 +194,13 @@ def finish(context: StepContext) -> None:
     )
 
 
-def measure(tokenizer: ImageTokenizer, pictures: Pixels) -> tuple[dict[str, float], bytes]:
-    """Mean psnr, ssim and l1 of reconstructions of (n, side, side, 3) uint8, and a PNG sheet of the first of them."""
+def measure(
+    tokenizer: ImageTokenizer, pictures: Pixels, report: Callable[[int], None] = lambda done: None
+) -> tuple[dict[str, float], bytes]:
+    """Mean psnr, ssim and l1 of reconstructions of (n, side, side, 3) uint8, and a PNG sheet of the first of them.
+
+    ``report`` is told after each batch how many pictures are done.
+    """
     from PIL import Image
 
     from model.image_tokenizer.losses import psnr, ssim
@@ -190,8 +208,7 @@ def measure(tokenizer: ImageTokenizer, pictures: Pixels) -> tuple[dict[str, floa
 
     sums = np.zeros(3)
     shown: list[tuple[Image.Image, Image.Image]] = []
-    for start in range(0, len(pictures), BATCH):
-        before = _batch(pictures[start : start + BATCH])
+    for done, before in _batches(pictures):
         after = tokenizer.decode(tokenizer.encode(before)).cpu()
         l1 = (before.float() - after.float()).abs().mean((1, 2, 3)) / 255
         sums += [float(f.double().sum()) for f in (psnr(before, after), ssim(before, after), l1)]
@@ -199,6 +216,7 @@ def measure(tokenizer: ImageTokenizer, pictures: Pixels) -> tuple[dict[str, floa
             if len(shown) < SHOWN:
                 one, other = (Image.fromarray(p.permute(1, 2, 0).contiguous().numpy()) for p in pair)
                 shown.append((one, other))
+        report(done)
     rows = []
     for start in range(0, len(shown), SHOWN_A_ROW):
         rows += [list(row) for row in zip(*shown[start : start + SHOWN_A_ROW], strict=True)]
@@ -207,21 +225,28 @@ def measure(tokenizer: ImageTokenizer, pictures: Pixels) -> tuple[dict[str, floa
     return figures, tiles(rows, min(SHOWN_SIDE, tokenizer.config.resolution))
 
 
-def codebook_use(tokenizer: ImageTokenizer, pictures: Pixels) -> dict[str, float]:
-    """Share of the codes that the pictures use, and the perplexity of their histogram."""
+def codebook_use(
+    tokenizer: ImageTokenizer, pictures: Pixels, report: Callable[[int], None] = lambda done: None
+) -> dict[str, float]:
+    """Share of the codes that the pictures use, and the perplexity of their histogram; ``report`` as above."""
     import torch
 
     from model.image_tokenizer.losses import perplexity
 
     counts_K = torch.zeros(tokenizer.config.codes, dtype=torch.int64)
-    for start in range(0, len(pictures), BATCH):
-        codes_BN = tokenizer.encode(_batch(pictures[start : start + BATCH])).cpu()
+    for done, batch_BCHW in _batches(pictures):
+        codes_BN = tokenizer.encode(batch_BCHW).cpu()
         counts_K += torch.bincount(codes_BN.flatten(), minlength=len(counts_K))
+        report(done)
     used = float((counts_K > 0).float().mean())
     return {"codebook_used": round(used, 4), "perplexity": round(perplexity(counts_K), 2)}
 
 
-def _batch(pictures_BHWC: Pixels) -> Tensor:
+def _batches(pictures_NHWC: Pixels) -> Iterator[tuple[int, Tensor]]:
+    """The pictures as uint8 (B, 3, side, side), each time with how many there were."""
     import torch
 
-    return torch.from_numpy(np.array(pictures_BHWC)).permute(0, 3, 1, 2)
+    size = max(1, BATCH * 128**2 // max(128, pictures_NHWC.shape[1]) ** 2)
+    for start in range(0, len(pictures_NHWC), size):
+        batch_BHWC = np.array(pictures_NHWC[start : start + size])
+        yield start + len(batch_BHWC), torch.from_numpy(batch_BHWC).permute(0, 3, 1, 2)

@@ -81,6 +81,7 @@ def _measured(context: StepContext, tokenizer: Any) -> tuple[dict[str, Any], dic
     count, side = recipe.image_tokenizer_import.pictures, recipe.image_tokenizer.resolution
     if not count:
         return {}, {}
+    discard(store)  # an earlier attempt's may be of another image_tokenizer_import.pictures, which no address tells
     # Few pictures, and no look for objects: nothing is trained.
     few = recipe.image_tokenizer_training.model_copy(update={"pictures": count, "object_weight": 0.0})
     collect(

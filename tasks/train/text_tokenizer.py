@@ -145,8 +145,8 @@ def run(context: StepContext) -> None:
     by_source = dict.fromkeys((s.name for s in recipe.sources), 0)
     for item in items:
         by_source[item.source] += available[item.part]
-    wanted = config.sample_bytes if config.file is None else min(config.sample_bytes, IMPORTED_BYTES)
-    quota = quotas(by_source, config.weights, wanted)
+    # What is measured of an imported tokenizer depends on no key that does not count in the step's address.
+    quota = quotas(by_source, *((config.weights, config.sample_bytes) if config.file is None else ({}, IMPORTED_BYTES)))
     languages = Languages(recipe.scan.min_language_score, recipe.scan.language_chars)
     held_out = HeldOut(lambda text: languages.of([text]))
     sample = Sample(context, reading_plan(items, available, quota, recipe.seed), sum(quota.values()), held_out)

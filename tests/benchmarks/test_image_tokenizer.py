@@ -22,6 +22,7 @@ SMALL = (
     "vocabulary.image_codes=16",
     "image_tokenizer.multipliers=[1,1]",
     "image_tokenizer_training.batch=4",
+    "image_tokenizer_training.random_crop=16",
     "image_tokenizer_training.revive_after=2",
 )
 

@@ -118,7 +118,7 @@ def test_a_stall_is_told(tmp_path: Path) -> None:
 
 
 def test_two_items_are_never_on_one_actor_while_another_is_idle(tmp_path: Path) -> None:
-    run_items(context(tmp_path), items(2, p0={"takes": 0.5}, p1={"takes": 0.5}), Player, workers=2)
+    run_items(context(tmp_path), items(2, p0={"takes": 4}, p1={"takes": 4}), Player, workers=2)
     assert len({(tmp_path / f"p{n}-try-0").read_text() for n in range(2)}) == 2
 
 

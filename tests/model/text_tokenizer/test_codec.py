@@ -126,6 +126,17 @@ def test_ids_do_not_depend_on_words_being_looked_up(monkeypatch: pytest.MonkeyPa
     assert len(tokenizer.backend._known) <= 7
 
 
+def test_words_of_many_ids_are_not_kept() -> None:
+    tokenizer = train(CORPUS, TextTokenizerConfig(), VOCABULARY)
+    assert isinstance(tokenizer.backend, SentencePieceBackend)
+    known = tokenizer.backend._known
+    known.clear()  # of the words that were tried when it was made
+    tokenizer.encode("the " + "\U0001f34e" * 60 + " apple " + "ba" * 40)
+    assert known.keys() == {"the", " apple"}
+    (first, *_), (again, *_) = known["the"], tokenizer.encode("the\n")
+    assert first is again, "each id is kept once"
+
+
 def test_a_model_whose_pieces_cross_spaces_is_merged_whole() -> None:
     import io
 

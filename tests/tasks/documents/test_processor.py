@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from infra.errors import SourceError
 from model.image_tokenizer.config import ImageTokenizerConfig
-from model.processor import interleave
+from model.processor import interleave, processing_calumma
 from model.processor.processing_calumma import CalummaProcessor
 from model.text_tokenizer.codec import TextTokenizer
 from model.text_tokenizer.convert import hf_tokenizer_files
@@ -26,9 +27,11 @@ from tasks.artifacts import Tokenizers
 from tasks.documents.build import document
 from tasks.documents.captions import image_first, realise
 from tasks.documents.ids import unpack_bits
-from tasks.export import PROCESSOR, image_processor_config, processor_config
+from tasks.encode.decode import ImageError, open_image
+from tasks.export import PROCESSOR_FILES, image_processor_config, processor_config
 from tests.model.text_tokenizer.standins import CORPUS, SMALL, byte_fallback, byte_level
 from tests.model.text_tokenizer.test_convert import OURS
+from tests.tasks.encode.test_decode import large_tile
 
 IMAGE = ImageTokenizerConfig(
     resolution=16, codes=SMALL.image_codes, channels=8, norm_groups=4, multipliers=(1, 2, 2), z_channels=8, embed_dim=8
@@ -51,7 +54,7 @@ def export(folder: Path, text: TextTokenizer) -> Path:
         (folder / name).write_text(json.dumps(content))
     for name, data in hf_tokenizer_files(text).items():
         (folder / name).write_bytes(data)
-    for file in (PROCESSOR, Path(interleave.__file__)):
+    for file in PROCESSOR_FILES:
         (folder / file.name).write_bytes(file.read_bytes())
     return folder
 
@@ -149,7 +152,7 @@ def test_pictures_stand_as_placeholders_with_their_pixels(
     picture = Image.new("RGB", (40, 30), "#d62728")
     picture.save(tmp_path / "p.png")
     batch = processor(
-        [["What is ", picture, "?"], "no picture <image>", [{"type": "image", "path": str(tmp_path / "p.png")}]],
+        [["What is ", picture, "?"], "no picture <image>", [{"type": "image", "path": tmp_path / "p.png"}]],
         padding=True,
         return_tensors="pt",
     )
@@ -170,6 +173,84 @@ def test_pictures_stand_as_placeholders_with_their_pixels(
     left = processor(["a", "an apple"], padding="max_length", max_length=20, padding_side="left")
     assert [r[:5] for r in left["input_ids"]] == [[1] * 5] * 2
     assert [sum(m) for m in left["attention_mask"]] == [20 - r.count(1) for r in left["input_ids"]]
+
+
+def _see_through(path: Path) -> None:
+    picture = Image.new("RGBA", (32, 32), (0, 0, 0, 0))
+    picture.paste((200, 30, 30, 255), (8, 8, 24, 24))
+    picture.save(path)
+
+
+def _on_its_side(path: Path) -> None:
+    pixels = np.zeros((32, 48, 3), np.uint8)
+    pixels[:, :16] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).save(path, exif=exif)
+
+
+def _grey_16(path: Path) -> None:
+    Image.fromarray(np.linspace(0, 65535, 32 * 32).astype(np.uint16).reshape(32, 32)).save(path)
+
+
+@pytest.mark.parametrize(
+    ("write", "corner"), [(_see_through, 255), (_on_its_side, 255), (_grey_16, 0)], ids=["alpha", "EXIF", "16 bits"]
+)
+def test_pictures_are_seen_as_training_sees_them(
+    processors: dict[str, CalummaProcessor], tmp_path: Path, write: Any, corner: int
+) -> None:
+    path = tmp_path / "p.png"
+    write(path)
+    seen = open_image(path.read_bytes(), 10**6)
+    assert seen.getpixel((0, 0)) == (corner,) * 3
+    with Image.open(path) as opened:
+        batch = processors["trained"]([[path], [opened], [seen]], return_tensors="np")["pixel_values"]
+        assert np.abs(batch[0] - batch[1]).max() == np.abs(batch[0] - batch[2]).max() == 0
+        assert abs(batch[0][:, 0, 0].mean() - (corner / 127.5 - 1)) < 0.25
+        ours = Tokenizers(OURS, _Shown())  # type: ignore[arg-type]
+        codes = ours.interleaver().documents([[path], [opened], [seen]]).ids
+    assert codes[0] == codes[1] == codes[2]
+
+
+class _Shown:
+    """In place of an image tokenizer: the codes are the pixels."""
+
+    config = IMAGE
+
+    def encode(self, pixels: Any) -> Any:
+        step = pixels.shape[-1] // IMAGE.grid
+        return pixels[:, 0, ::step, ::step].flatten(1).long() * (IMAGE.codes - 1) // 255
+
+
+def test_files_that_are_no_pictures_are_named_by_our_own_tokenizers(tmp_path: Path) -> None:
+    ours = Tokenizers(OURS, _Shown()).interleaver()  # type: ignore[arg-type]
+    (tmp_path / "p.png").write_bytes(b"no picture")
+    with pytest.raises(ImageError, match=r"p\.png: no picture format begins with"):
+        ours.documents([[tmp_path / "p.png"]])
+    with pytest.raises(SourceError, match=r"gone\.png: cannot be opened"):
+        ours.documents([[tmp_path / "gone.png"]])
+    with pytest.raises(ImageError, match="mode F cannot be read"):
+        ours.documents([[Image.new("F", (4, 4))]])
+
+
+def test_a_picture_of_too_many_pixels_is_refused(
+    processors: dict[str, CalummaProcessor], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(processing_calumma, "MAX_PIXELS", 10**6)
+    (tmp_path / "tile.tif").write_bytes(large_tile())
+    with pytest.raises(ValueError, match=r"tile.tif: cannot be read as a picture \(it declares 4096x4096"):
+        processors["trained"]([[tmp_path / "tile.tif"]])
+    monkeypatch.setattr(processing_calumma, "MAX_PIXELS", 99)
+    with pytest.raises(ValueError, match="it declares 10x10 = 100 pixels; at most 99 are decoded"):
+        processors["trained"]([[Image.new("RGB", (10, 10))]])
+
+
+def test_ids_that_no_text_leads_to_decode_to_nothing(processors: dict[str, CalummaProcessor]) -> None:
+    ids = [SMALL.text_start, *OURS.encode("an ▁ apple\ntext[990]"), SMALL.size - 1]
+    assert SMALL.size - 1 >= SMALL.text_start + OURS.pieces
+    assert OURS.decode(ids) == "an ▁ apple\ntext[990]"
+    assert processors["trained"].segments(ids) == [{"type": "text", "text": OURS.decode(ids)}]
+    assert processors["trained"].tokenizer.decode(ids) == OURS.decode(ids)
 
 
 def test_prompts_and_answers_left_open(processors: dict[str, CalummaProcessor]) -> None:
@@ -203,6 +284,13 @@ def test_prompts_and_answers_left_open(processors: dict[str, CalummaProcessor]) 
             "nothing to answer",
         ),
         (lambda p: p.apply_chat_template([]), "conversation 0 has no messages"),
+        (lambda p: p.apply_chat_template({"role": "user", "content": "a"}), "conversation 0 is .*expected a list"),
+        (lambda p: p.apply_chat_template(["a"], add_generation_prompt=True), "messages with `role` and `content`"),
+        (lambda p: p.apply_chat_template([{"content": "a"}], add_generation_prompt=True), "expected messages with"),
+        (lambda p: p([["a", {"type": "image", "path": "/etc/hostname"}]]), "must not say which file is opened"),
+        (lambda p: p([[Path("nowhere.png")]]), "nowhere.png: cannot be read as a picture"),
+        (lambda p: p([[Path(__file__)]]), "test_processor.py: cannot be read as a picture"),
+        (lambda p: p([[Image.new("F", (4, 4))]]), "a picture: cannot be read as a picture .floating-point pixels"),
     ],
 )
 def test_what_cannot_be_done_is_said(processors: dict[str, CalummaProcessor], call: Any, message: str) -> None:

@@ -193,11 +193,15 @@ def test_a_bomb_inside_an_icon_is_refused() -> None:
     assert error_of(b"\0\0\1\0\1\0" + entry + inner).error_class == "bomb"
 
 
-def test_a_tile_larger_than_the_picture_counts() -> None:
+def large_tile() -> bytes:
+    """A TIFF of 16x16 pixels in one tile of 4096x4096."""
     tags = {256: 16, 257: 16, 258: 8, 259: 1, 262: 1, 277: 1, 322: 4096, 323: 4096, 324: 8, 325: 16_777_216}
     table = b"".join(t.to_bytes(2, "little") + b"\4\0\1\0\0\0" + v.to_bytes(4, "little") for t, v in tags.items())
-    data = b"II*\0\x08\0\0\0" + len(tags).to_bytes(2, "little") + table + bytes(4)
-    error = error_of(data)
+    return b"II*\0\x08\0\0\0" + len(tags).to_bytes(2, "little") + table + bytes(4)
+
+
+def test_a_tile_larger_than_the_picture_counts() -> None:
+    error = error_of(large_tile())
     assert error.error_class == "bomb"
     assert "4096x4096" in error.message
 

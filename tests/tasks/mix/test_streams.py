@@ -52,6 +52,15 @@ def test_every_pass_is_every_document_once_in_another_order(
     assert held.per_pass == sum(d.source == "emoji" and d.held_out for d in known.values())
 
 
+def test_millions_of_passes_are_not_gone_through_one_by_one(streams: Streams) -> None:
+    stream = stream_of(streams)
+    for quota in (10**9, 10**9 + 1, 10**15):
+        stop = stream.take(0, quota, "tokens")
+        assert stream.prefix(stop - 1).tokens < quota <= stream.prefix(stop).tokens
+    passes = [stream.tokens_of_pass(n) for n in range(25)]
+    assert [stream.prefix(n * stream.per_pass).tokens for n in range(26)] == [sum(passes[:n]) for n in range(26)]
+
+
 def test_groups_are_gone_through_one_after_another(streams: Streams) -> None:
     parts = [place[0] for place, _ in documents(streams, stream_of(streams), 0, stream_of(streams).per_pass)]
     assert sum(a != b for a, b in pairwise(parts)) == 2

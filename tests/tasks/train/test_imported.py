@@ -91,6 +91,24 @@ def test_without_pictures_to_look_at_it_only_imports(made: tuple[Path, Recipe], 
     assert "psnr" not in manifest.facts
 
 
+def test_pictures_that_an_earlier_attempt_left_are_not_taken_for_these(
+    made: tuple[Path, Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_taming(tmp_path, random_model(made[1].image_tokenizer, seed=3))
+
+    def killed(*rest: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(image_tokenizer, "measure", killed)
+        with pytest.raises(KeyboardInterrupt):
+            image_tokenizer.run(step(made, path, pictures=1))
+    context = step(made, path, pictures=3)
+    assert context.store().list("scratch")
+    image_tokenizer.run(context)
+    assert context.manifest("image-tokenizer").facts["pictures"] == {"training": 3, "held_out": 3}
+
+
 def test_a_recipe_that_describes_another_is_told_what_to_set(made: tuple[Path, Recipe], tmp_path: Path) -> None:
     model = random_model(made[1].image_tokenizer.model_copy(update={"z_channels": 24, "residual_blocks": 2}))
     with pytest.raises(RecipeError) as error:

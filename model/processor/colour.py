@@ -1,4 +1,8 @@
-"""From an opened picture of any mode to upright sRGB on white; `tasks/encode/decode.py` states the rules."""
+"""From an opened picture of any mode to upright sRGB on white; `tasks/encode/decode.py` states the rules.
+
+This file needs nothing but Pillow and NumPy: every exported model carries a copy of it, so that its processor sees a
+picture as training did.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,7 @@ from PIL import Image, ImageCms, TiffImagePlugin
 
 _ORIENTATION_TAG = 0x0112
 _TIFF_BITS, _TIFF_PHOTOMETRIC = 258, 262
+_TIFF_TILE_WIDTH, _TIFF_TILE_LENGTH = 322, 323
 _BAND = 1 << 20
 """Pixels looked up in a table at a time: an index needs eight bytes for each."""
 UPRIGHT: dict[int, Image.Transpose] = {
@@ -23,13 +28,19 @@ UPRIGHT: dict[int, Image.Transpose] = {
     8: Image.Transpose.ROTATE_90,
 }
 """By EXIF orientation, what turns the stored pixels upright."""
+FORMATS: tuple[str, ...] = (
+    *("JPEG", "PNG", "GIF", "WEBP", "AVIF", "JPEG2000", "TIFF", "BMP", "DIB", "ICO", "PPM", "TGA"),
+    *("PCX", "SGI", "QOI"),
+)
+"""Formats that are decoded (MPO as JPEG); anything else that Pillow would recognise is ``unsupported``."""
 _PROFILE_MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab ": "LAB"}
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """The pixels of an opened picture by this module's rules, in mode ``RGB``; to be called within ``decode.opened``.
+    """The pixels of an opened picture by this module's rules, in mode ``RGB``.
 
-    Raises NotImplementedError for pixels of which nothing says what is white.
+    A file is hostile until its format and size are checked: see ``decode.opened``. What comes out can be given in again
+    and stays as it is. Raises NotImplementedError for pixels of which nothing says what is white.
     """
     image.load()
     turn = UPRIGHT.get(orientation(image))
@@ -41,7 +52,22 @@ def upright_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGB", rgb.size, (255, 255, 255))
         white.paste(rgb, mask=alpha)
         rgb = white
-    return rgb if turn is None else rgb.transpose(turn)
+    upright = rgb if turn is None else rgb.transpose(turn)
+    if upright is not image:
+        upright.info = {}  # or who reads the picture again would turn it, and convert its colours, once more
+    return upright
+
+
+def too_large(image: Image.Image, max_pixels: int) -> str:
+    """What a picture declares of which more than ``max_pixels`` would have to be decoded; empty if it does not."""
+    areas = [image.size]
+    if isinstance(image, TiffImagePlugin.TiffImageFile):  # a tile may be larger than the picture, and is decoded whole
+        tags = image.tag_v2
+        areas.append((int(tags.get(_TIFF_TILE_WIDTH, 1)), int(tags.get(_TIFF_TILE_LENGTH, 1))))
+    for width, height in areas:
+        if width * height > max_pixels:
+            return f"it declares {width}x{height} = {width * height:,} pixels; at most {max_pixels:,} are decoded"
+    return ""
 
 
 def orientation(image: Image.Image) -> int:
