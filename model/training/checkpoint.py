@@ -156,9 +156,10 @@ class Checkpoints:
             return
         self._thread.join()
         self._thread = None
-        dist.barrier(self._group)  # rank 0 has committed it
-        if self._failed:
-            raise StoreError(f"{self._store.root}: a checkpoint could not be written: {self._failed[0]}")
+        failed = [self._failed]
+        dist.broadcast_object_list(failed, 0, self._group)  # rank 0 has committed it, or knows why not
+        if failed[0]:
+            raise StoreError(f"{self._store.root}: a checkpoint could not be written: {failed[0][0]}")
 
     def load_latest(self, most: int | None = None) -> Checkpoint | None:
         """Loads the newest checkpoint, of at most ``most`` steps, whose files are whole; None where there is none.
