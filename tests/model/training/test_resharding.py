@@ -49,13 +49,26 @@ def test_other_workers_stages_precisions_and_batches_go_on(ranks: Any, tmp_path:
             assert ended.finished
             assert losses == pytest.approx(expected, abs=TOLERANCE)
 
-    lower, batch, refused = go_on(
+    lower, refused = go_on(
         1,
         {"resources": {"zero_stage": 1, "precision": "bf16"}},
-        {"config": {"batch": 4}, "accept_batch": True},
         {"config": {"batch": 4}},
     )
     assert lower[1] == pytest.approx(expected, abs=0.15)
-    assert batch[0].step == 5 + 1 + 4  # of 42 sequences two are left, and then 14, in fours
     assert isinstance(refused[0], StoreError)
     assert "batch" in str(refused[0])
+
+    begun = {**two, "config": {"batch": 4}, "origin": str(tmp_path / "stopped"), "origin_step": 5}
+    stores = [str(tmp_path / name) for name in ("begun", "lost", "wide")]
+    wide = {**begun, "store": stores[2], "model": {**PLAIN["model"], "ffn": 96}}
+    ended, lost, other = ranks(
+        world=1, runs=[{**begun, "store": stores[0]}, {**begun, "store": stores[1], "origin_step": 4}, wide]
+    )[0]
+    assert ended.finished
+    assert ended.step == 5 + 1 + 4  # of 42 sequences two are left, and then 14, in fours
+    assert [line["step"] for line in read_metrics(Storage(stores[0]))] == [6, 7, 8, 9, 10]
+    assert list_checkpoints(Storage(stores[0]))[-1].layout["world"] == 1
+    assert isinstance(lost, StoreError)
+    assert "no checkpoint of step 4; those kept are of steps: " in str(lost)
+    assert isinstance(other, StoreError)
+    assert "ffn" in str(other) or "shape" in str(other)
