@@ -36,7 +36,7 @@ def test_other_workers_stages_precisions_and_batches_go_on(ranks: Any, tmp_path:
     def go_on(world: int, *settings: dict[str, Any]) -> list[tuple[Any, list[float]]]:
         runs = []
         for number, more in enumerate(settings):
-            store = tmp_path / f"{world}-{number}"
+            store = tmp_path / f"{world}-{len(settings)}-{number}"
             shutil.copytree(tmp_path / "stopped", store)
             runs.append({"store": str(store), **two, **more})
         ended = ranks(world=world, runs=[*runs])[0]
