@@ -94,6 +94,12 @@ class Recipe(Config):
         if asked is not None and kinds.get(asked) != "pairs":
             pairs = ", ".join(name for name, kind in kinds.items() if kind == "pairs")
             raise ValueError(f"evaluation.source is {asked!r}; it must be a source of kind pairs: {pairs}")
+        for step in ("pretrain", "finetune"):
+            origin = getattr(self, step).continue_from
+            if origin is not None and not origin.training.startswith(f"{step}/"):
+                raise ValueError(f"{step}.continue_from.training is {origin.training!r}; it must be a folder {step}/…")
+        if self.pretrain.continue_from is not None and self.model_import.path is not None:
+            raise ValueError("pretrain.continue_from and model_import.path are both set; a training begins with one")
         for name in self.finetune_mix.sources:
             if kinds[name] != "messages":
                 raise ValueError(f"finetune_mix.sources names {name!r}, a source of kind {kinds[name]}, not messages")

@@ -57,8 +57,8 @@ class Training:
     """The mixture's folder, for held-out losses."""
     seed: int
     watch: WatchConfig = field(default_factory=WatchConfig)
-    accept_batch: bool = False
-    """Go on from a checkpoint of another batch size, or ramp, with this one from there on."""
+    origin: tuple[Storage, int] | None = None
+    """Another training's folder, and the step of its checkpoint to begin with; its batch may be another one."""
     report: Callable[[int, int, str], None] = lambda step, total, note: None
     """Called on rank 0 after every step: steps done, steps in all, a short note."""
     observe: Callable[[dict[str, Any]], None] = lambda line: None
@@ -132,6 +132,9 @@ class _Run:
         self.step, self.last = 0, dict[str, Any]()
         if (found := self.checkpoints.load_latest()) is not None:
             self._restore(found)
+        elif job.origin is not None:
+            self._restore(self.checkpoints.load_from(*job.origin), accept_batch=True)
+            self.checkpoints.save(self.step, self._state())  # from here on its own, with the new batch
         elif self.config.guard.rolls_back:
             self.checkpoints.save(0, self._state())  # a rollback may go back to the beginning
         self.total = self.loader.steps
@@ -233,10 +236,10 @@ class _Run:
                 flush=True,
             )
 
-    def _restore(self, found: Checkpoint) -> None:
+    def _restore(self, found: Checkpoint, accept_batch: bool = False) -> None:
         """Everything but the engine's state, which is loaded already."""
         self.step = found.step
-        self.loader.load_state_dict(found.state["loader"], accept_batch=self.job.accept_batch)
+        self.loader.load_state_dict(found.state["loader"], accept_batch=accept_batch)
         self.guard.load_state_dict(found.state["guard"])
         self.last = dict(found.state["last"])
 

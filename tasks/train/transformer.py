@@ -49,6 +49,9 @@ def run_training(
         "store": store.root,
         "mix": context.store("mix").root,
         "start": None if start is None else start.root,
+        "origin": None
+        if config.continue_from is None
+        else (context.workdir.sub(config.continue_from.training).root, config.continue_from.step),
         "workdir": context.root,
         "job": context.job,
     }
@@ -76,6 +79,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
     store, mix = Storage(arguments["store"]), Storage(arguments["mix"])
     model_config: TransformerConfig = arguments["model"]
     size: int = arguments["vocabulary_size"]
+    origin: tuple[str, int] | None = arguments["origin"]
     if arguments["start"] is None:
         model = Transformer(model_config, size).initialise(arguments["seed"])
     else:
@@ -102,6 +106,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
             mix=mix,
             seed=arguments["seed"],
             watch=arguments["watch"],
+            origin=None if origin is None else (Storage(origin[0]), origin[1]),
             report=lambda step, total, note: progress.update(step, total, "steps", note=note),
             observe=LiveCurves(workdir, job, store, arguments["sources"]),
             should_stop=StopRequest(arguments["workdir"], arguments["job"]),

@@ -157,7 +157,7 @@ def run(options: dict[str, Any], rank: int, world: int) -> Any:
         mix=mix,
         seed=11,
         watch=options.get("watch", WatchConfig(every=2)),
-        accept_batch=options.get("accept_batch", False),
+        origin=(Storage(options["origin"]), options["origin_step"]) if "origin" in options else None,
         report=report,
         should_stop=should_stop,
     )
