@@ -24,7 +24,7 @@ from model.training.schedule import factor
 from model.transformer.model import Transformer
 from tests.model.training.rank import CONFIG, MODEL
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 Lines = list[dict[str, Any]]
 PLAIN = {"dropout": 0.0}

@@ -14,7 +14,7 @@ from model.training.checkpoint import list_checkpoints
 from model.training.monitors import read_metrics
 from tests.model.training.test_loop import STAGES, at
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 TOLERANCE = 1e-4
 """Of a step's loss, in nats, in float32: sums in another order, and AdamW's small divisors make more of it."""

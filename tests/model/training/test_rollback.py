@@ -6,17 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from infra.storage import Storage
 from model.data.loader import SequenceLoader
-from model.training.checkpoint import list_checkpoints
+from model.training.checkpoint import Checkpoint, list_checkpoints
 from model.training.config import GradientSpikeConfig, GuardConfig, LossSpikeConfig, ScheduleConfig
 from model.training.guard import NonFiniteError, RollbackError
 from model.training.monitors import read_metrics
+from model.training.state import KINDS, Piece
 from model.training.stored import StoredState
 from tests.model.training.test_loop import PRECISIONS, STAGES, at, same_bits, without_clock
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
 
 CONFIG = {
     "batch": 4,
@@ -69,36 +71,35 @@ def test_a_rollback_passes_over_its_stretch_and_survives_a_kill(ranks: Any, tmp_
 
 
 def test_a_step_with_a_spike_is_left_out_and_counted(ranks: Any, tmp_path: Path, bad: int) -> None:
-    """However large the tenth step's gradients were, they move nothing. Stopped after the eleventh."""
+    """The tenth step moves nothing: checkpoints of before and after it are the same bits. Stopped after the next."""
     rule = guard(gradients=GradientSpikeConfig(window=8, factor=50, action="skip"))
-    stores = {
-        (stage, precision, size): Storage(tmp_path / f"{stage}-{precision}-{size:g}")
-        for stage, precision in SETTINGS
-        for size in (1e4, 1e5)
-    }
-    ranks(
-        runs=[
-            {"store": store.root, **at(stage, precision), "spoil": (bad, 1.0, size)}
-            for (stage, precision, size), store in stores.items()
-        ],
-        stop_at=10,
-        **rule,
-    )
-    for stage, precision in SETTINGS:
-        one, other = (stores[stage, precision, size] for size in (1e4, 1e5))
-        for store in (one, other):
-            lines = read_metrics(store)
-            assert [line["step"] for line in lines if "spike" in line] == [10]
-            assert [line["skipped_steps"] for line in lines] == [0] * 9 + [1] * 2
-        assert same_bits(weights(one, 11, 10), weights(other, 11, 10))
+    rule["config"] = rule["config"] | {"checkpoint_every": 1, "keep_checkpoints": 3}
+    stores = {setting: Storage(tmp_path / "{}-{}".format(*setting)) for setting in SETTINGS}
+    runs = [{"store": store.root, **at(*setting)} for setting, store in stores.items()]
+    ranks(runs=runs, spoil=(bad, 1.0, 1e4), stop_at=10, **rule)
+    for setting, store in stores.items():
+        lines = read_metrics(store)
+        assert [line["step"] for line in lines if "spike" in line] == [10], setting
+        assert [line["skipped_steps"] for line in lines] == [0] * 9 + [1] * 2
+        eleventh, tenth, ninth = (state(store, checkpoint) for checkpoint in list_checkpoints(store))
+        assert (ninth.taken, tenth.taken, eleventh.taken) == (9, 9, 10)  # by AdamW's count
+        assert same_bits(pieces(ninth), pieces(tenth)), setting
+        assert not same_bits(pieces(tenth), pieces(eleventh))
 
 
-def weights(store: Storage, step: int, taken: int) -> dict[str, Any]:
-    """Of the newest checkpoint, taken after so many steps, of which AdamW counted so many."""
-    newest = list_checkpoints(store)[0]
-    found = StoredState(store, [f.name for f in newest.files])
-    assert (newest.step, found.taken) == (step, taken)
-    return {name: weight.numpy() for name, weight in found.weights().items()}
+def state(store: Storage, checkpoint: Checkpoint) -> StoredState:
+    return StoredState(store, [f.name for f in checkpoint.files])
+
+
+def pieces(stored: StoredState) -> dict[str, Any]:
+    """Weights and both moments."""
+    found = {}
+    for kind in KINDS:
+        for name, shape in stored.shapes.items():
+            whole = Piece(name, shape, 0, *(torch.empty(shape).view(-1) for _ in KINDS))
+            stored.fill(whole)
+            found[f"{kind} of {name}"] = getattr(whole, kind).numpy()
+    return found
 
 
 def test_a_limit_of_rollbacks_ends_the_training(ranks: Any, tmp_path: Path, bad: int) -> None:
@@ -144,5 +145,6 @@ def test_what_is_not_finite_on_one_rank_stops_all_before_the_optimizer_moves(ran
             assert unmoved, run
     for run in runs:
         store = Storage(run["store"])
-        weights(store, 2, 2)
+        newest = list_checkpoints(store)[0]
+        assert (newest.step, state(store, newest).taken) == (2, 2)
         assert len(read_metrics(store)) == 2
