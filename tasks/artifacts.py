@@ -163,7 +163,8 @@ def made_from(workdir: Storage, step: str, fingerprint: str) -> dict[str, str]:
 
 def _newest(workdir: Storage) -> dict[str, str]:
     """What :func:`made_from` says of the newest finished fine-tuning; empty where there is none."""
-    records = (json.loads(p.read_text()) for p in workdir.path("runs/jobs").glob("finetune-*/record.json"))
+    ended = (f.name for f in workdir.find("runs/jobs") if f.name.endswith("/record.json"))
+    records = map(json.loads, workdir.get_many(name for name in ended if name.startswith("runs/jobs/finetune-")))
     done = [r for r in records if load_step(workdir.sub(folder_of("finetune", r["fingerprint"]))) is not None]
     newest = max(done, key=lambda r: float(r["started"]), default=None)
     return {} if newest is None else made_from(workdir, "finetune", newest["fingerprint"])

@@ -34,6 +34,6 @@ class WatchConfig(Config):
     attention_positions: int = Field(default=64, ge=1)
     """Positions of a sequence, about, whose attention logits are looked at; of all heads and layers."""
     tensorboard: bool = True
-    """Event files in the step's folder, where that is on a disk. ``metrics.jsonl`` is always written."""
+    """Event files in the step's folder. ``metrics.jsonl`` is always written."""
     wandb: WandbConfig | None = None
     mlflow: MlflowConfig | None = None
