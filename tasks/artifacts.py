@@ -76,11 +76,7 @@ class Tokenizers:
 
     def pictures(self, codes: Sequence[Sequence[int]]) -> list[Image.Image]:
         """Pictures of codebook indices, RGB, at the image tokenizer's resolution."""
-        found = []
-        for start in range(0, len(codes), DECODE_BATCH):
-            batch = torch.tensor([list(c) for c in codes[start : start + DECODE_BATCH]])
-            found += [Image.fromarray(p) for p in self.image.decode(batch).permute(0, 2, 3, 1).cpu().numpy()]
-        return found
+        return decoded(self.image, codes)
 
     def codes(self, pictures: Sequence[Image.Image]) -> list[list[int]]:
         """Codebook indices of square RGB pictures at the image tokenizer's resolution."""
@@ -89,6 +85,15 @@ class Tokenizers:
             pixels = np.stack([np.asarray(p, dtype=np.uint8) for p in pictures[start : start + DECODE_BATCH]])
             found += self.image.encode(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()).tolist()
         return found
+
+
+def decoded(tokenizer: ImageTokenizer, codes: Sequence[Sequence[int]]) -> list[Image.Image]:
+    """Pictures of codebook indices, RGB, at the image tokenizer's resolution."""
+    found = []
+    for start in range(0, len(codes), DECODE_BATCH):
+        batch = torch.tensor([list(c) for c in codes[start : start + DECODE_BATCH]])
+        found += [Image.fromarray(p) for p in tokenizer.decode(batch).permute(0, 2, 3, 1).cpu().numpy()]
+    return found
 
 
 def _upright(picture: Image.Image | Path) -> Image.Image:

@@ -34,6 +34,7 @@ from model.training.optimizer import make_optimizer, use_bf16
 from model.training.schedule import factor
 from model.training.step import Stepper, Taken
 from model.training.watch.config import WatchConfig
+from model.training.watch.drawings import Drawings
 from model.training.watch.look import Watch
 from model.training.watch.sinks import require_packages
 from model.training.watch.throughput import Throughput
@@ -59,6 +60,8 @@ class Training:
     watch: WatchConfig = field(default_factory=WatchConfig)
     origin: tuple[Storage, int] | None = None
     """Another training's folder, and the step of its checkpoint to begin with; its batch may be another one."""
+    drawings: Drawings | None = None
+    """Draws pictures now and then; None: none."""
     report: Callable[[int, int, str], None] = lambda step, total, note: None
     """Called on rank 0 after every step: steps done, steps in all, a short note."""
     observe: Callable[[dict[str, Any]], None] = lambda line: None
@@ -262,12 +265,16 @@ class _Run:
         if self.step % self.config.evaluate_every == 0 or self.step == self.total:
             losses = held_out_losses(self.engine, self.job.mix, self.config.evaluate_sequences, self.loader.micro_batch)
             line["held_out"] = self.last["held_out"] = losses
+        draw = self.job.drawings
+        sheet = None if draw is None else draw.sheet(self.engine, self.job.model, self.step, self.total)
         if self.log is None:
             return
         self.log.total_tokens += line["tokens"]
         line |= {"total_tokens": self.log.total_tokens, "tokens_per_s": round(line["tokens"] / seconds, 1)}
         line |= self.throughput.mfu(line["tokens"] / seconds)
         self.log.write(line)
+        if sheet is not None:
+            self.log.show("drawings", sheet, self.step)
         self.job.observe(line)
         note = f"{self.loader.stage}: loss {line['loss']:.3f}, {line['tokens_per_s']:,.0f} tokens/s"
         self.job.report(self.step, self.total, note)
