@@ -35,11 +35,9 @@ def test_a_training_goes_on_from_s3(alone: None, s3_bucket: str, faulty_s3: Prox
 def test_the_manifest_comes_after_the_files(alone: None, s3_bucket: str, faulty_s3: Proxy) -> None:
     Toy(Storage(s3_bucket)).train(1, 1)
     written = [path for method, path in faulty_s3.requests if method == "PUT" and FOLDER in path]
-    manifests = [
-        path.partition("?")[0].endswith(".json") for path in written
-    ]  # on a busy machine a request is repeated
+    manifests = [path.partition("?")[0].endswith(".json") for path in written]
     assert set(manifests) == {False, True}
-    assert manifests == sorted(manifests)
+    assert manifests == sorted(manifests)  # a busy machine repeats requests
 
 
 def test_a_checkpoint_that_s3_does_not_take_is_said(
