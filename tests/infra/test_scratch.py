@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from infra import scratch
 from infra.backends.aside import aside_name
 from infra.errors import ResourceError
 from infra.scratch import scratch_folder
@@ -77,7 +76,7 @@ def test_somebody_elses_folder_is_not_used(root: Path, tmp_path: Path, monkeypat
     root.unlink()
     root.mkdir()
     owner = os.getuid()
-    monkeypatch.setattr(scratch.os, "getuid", lambda: owner + 1)
+    monkeypatch.setattr(os, "getuid", lambda: owner + 1)
     (tmp_path / f"calumma-{owner + 1}").mkdir()
     with pytest.raises(ResourceError, match=f"calumma-{owner + 1}: somebody else made it"):
         scratch_folder().__enter__()
