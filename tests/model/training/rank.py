@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -22,6 +24,7 @@ from infra.settings import ResourcesConfig
 from infra.storage import Storage
 from model.data.loader import Batch, SequenceLoader
 from model.data.steps import BatchSizes
+from model.generation.config import GenerationConfig
 from model.training import loop
 from model.training.checkpoint import list_checkpoints
 from model.training.config import OptimizerConfig, PretrainConfig, ScheduleConfig
@@ -31,9 +34,11 @@ from model.training.module import TrainingModule
 from model.training.state import KINDS, pieces, steps_taken
 from model.training.stored import StoredState
 from model.training.watch import throughput
-from model.training.watch.config import WatchConfig
+from model.training.watch.config import DrawingsConfig, WatchConfig
+from model.training.watch.drawings import Codes, Drawings, Prompt
 from model.transformer.config import TransformerConfig
 from model.transformer.model import Transformer
+from model.vocabulary import BOS, Vocabulary
 
 MODEL = TransformerConfig(dim=32, layers=2, heads=4, kv_heads=2, ffn=64, dropout=0.1)
 CONFIG = PretrainConfig(
@@ -129,6 +134,20 @@ def kill() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def drawings(every: int, pictures: int, vocabulary: Vocabulary, store: Storage) -> Drawings:
+    """Draws for what the mixture's texts look like; the codes go to ``drawn-STEP.json``."""
+    prompts = [
+        Prompt(f"code {c}", (BOS, *(vocabulary.text_start + 3 * c + j for j in range(3)), vocabulary.boi), (c,) * 4)
+        for c in range(pictures)
+    ]
+
+    def show(step: int, drawn_PN: Codes) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        store.put(f"drawn-{step:03d}.json", json.dumps(drawn_PN.tolist()).encode())
+        return np.full((2, 3, 3), step, np.uint8)
+
+    return Drawings(prompts, DrawingsConfig(every=every), vocabulary, GenerationConfig(), 5, show)
+
+
 def run(options: dict[str, Any], rank: int, world: int) -> Any:
     """One training; how it ended, or what it raised."""
     config = CONFIG.model_copy(update=options.get("config", {}))
@@ -152,6 +171,7 @@ def run(options: dict[str, Any], rank: int, world: int) -> Any:
     model = Transformer(MODEL.model_copy(update=options.get("model", {})), loader.vocabulary.size).initialise(7)
     if hook := options.get("hook"):
         HOOKS[hook](model)
+    asked = options.get("drawings")
     job = Training(
         model=model,
         loader=loader,
@@ -161,7 +181,8 @@ def run(options: dict[str, Any], rank: int, world: int) -> Any:
         mix=mix,
         seed=11,
         watch=options.get("watch", WatchConfig(every=2)),
-        accept_batch=options.get("accept_batch", False),
+        origin=(Storage(options["origin"]), options["origin_step"]) if "origin" in options else None,
+        drawings=drawings(*asked, loader.vocabulary, Storage(options["store"])) if asked else None,
         report=report,
         should_stop=should_stop,
     )

@@ -53,19 +53,29 @@ def test_other_workers_stages_precisions_and_batches_go_on(ranks: Any, tmp_path:
         losses = [[line["loss"] for line in read_metrics(Storage(run["store"]))] for run in runs]
         return list(zip(ended, losses, strict=True))
 
-    others = [
-        (1, at(0, "bf16")),
-        (2, {"config": {"batch": 4}, "accept_batch": True}),
-        (2, {"config": {"batch": 4}}),
-    ]
+    others = [(1, at(0, "bf16")), (2, {"config": {"batch": 4}})]
     for world, changes in CHANGES.items():
         found = go_on(world, changes + (others if world == 1 else []))
         for (stage, now), (one, losses) in zip(changes, found, strict=False):
             assert one.finished, (world, stage, now)
             assert losses == pytest.approx(expected, abs=TOLERANCE), (world, stage, now)
         if world == 1:
-            lower, batch, refused = found[len(changes) :]
+            lower, refused = found[len(changes) :]
             assert lower[1] == pytest.approx(expected, abs=0.15)
-            assert batch[0].step == 5 + 1 + 4  # of 42 sequences two are left, and then 14, in fours
             assert isinstance(refused[0], StoreError)
             assert "batch" in str(refused[0])
+
+    begun = {**plain, **at(1), "config": {"batch": 4}, "origin": str(tmp_path / "stopped-2"), "origin_step": 5}
+    stores = [str(tmp_path / name) for name in ("begun", "lost", "wide")]
+    wide = {**begun, "store": stores[2], "model": {**plain["model"], "ffn": 96}}
+    ended, lost, other = ranks(
+        world=1, runs=[{**begun, "store": stores[0]}, {**begun, "store": stores[1], "origin_step": 4}, wide]
+    )[0]
+    assert ended.finished
+    assert ended.step == 5 + 1 + 4  # of 42 sequences two are left, and then 14, in fours
+    assert [line["step"] for line in read_metrics(Storage(stores[0]))] == [6, 7, 8, 9, 10]
+    assert list_checkpoints(Storage(stores[0]))[-1].layout["world"] == 1
+    assert isinstance(lost, StoreError)
+    assert "no checkpoint of step 4; those kept are of steps: " in str(lost)
+    assert isinstance(other, StoreError)
+    assert "ffn" in str(other) or "shape" in str(other)
