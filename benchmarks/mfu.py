@@ -99,7 +99,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     side = 256 if args.small else 8192
     product = product_rate(args.device, "bf16", time.perf_counter, side) * 1e9
     peak = peak_of(args.device, args.peak, product)
-    figures: dict[str, Any] = {"measured": True, "matmul_tflops": product / 1e12, "peak_tflops": peak / 1e12}
+    figures: dict[str, Any] = {"measured": True, "toy_size": args.small}
+    figures |= {"matmul_tflops": product / 1e12, "peak_tflops": peak / 1e12}
     print(f"a product of {side} reaches {product / 1e12:.3g} TFLOP/s; MFU is over {peak / 1e12:.3g}", flush=True)
     agree(models["7b_shallow"], args.device)
     ways = [("eager", False)] if args.skip_compile else [("compiled", True), ("eager", False)]

@@ -1,6 +1,6 @@
 """Training tokens a second beside ``transformers``' Chameleon: packed documents against padded ones, and a dense batch.
 
-    python -m benchmarks.train_step [--json] [--threads 2] [--rounds 3]      (some five minutes, 8 GiB)
+    python -m benchmarks.train_step [--json] [--threads 2] [--rounds 5]      (some five minutes, 8 GiB)
 
 Both sides have the same weights, dtype, threads, labels, AdamW and clipping, run eagerly, and agree in their losses
 before anything is timed; ``trainers.py`` says what they are. They take turns, and each round begins with the next.
@@ -11,6 +11,7 @@ before anything is timed; ``trainers.py`` says what they are. They take turns, a
   batch, so that its batches have at most as many tokens as ours. One optimizer step each. Useful tokens are those with
   a label, the same on both sides. The vocabulary is smaller here, pictures and 8,192 pieces of text, as the peer holds
   the logits of a whole batch several times. ``useful_tokens_ratio_sorted``: its documents sorted by length first.
+  Every round has sequences of its own draw, since one draw may happen to need little padding, or much.
 - ``useful_share_N``: of 4,000 such documents in batches of N rows, how much is not padding.
 - ``dense_ratio``: rows of one document each, nothing padded; both sides get the same tensors.
 
@@ -20,8 +21,8 @@ bf16 is measured where the processor multiplies it.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain, cycle
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         default=24576,
         help="of the other batches' model; with 65536 the peer wants 14 GB",
     )
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", choices=("packed", "dense"))
     parser.add_argument("--json", action="store_true")
@@ -107,31 +108,36 @@ def packed_figures(args: argparse.Namespace, pieces: Sequence[Ids], dtype: torch
         by_batch = sizes[: len(sizes) // number * number].reshape(-1, number)
         figures[f"useful_share_{number}"] = float(by_batch.sum() / (by_batch.max(1) * number).sum())
     ours, peer = contenders(args.dim, args.layers, args.packed_vocabulary, dtype)
-    rows = packed_rows(pieces, args.length, args.rows)
-    documents = [ids for row in rows for ids in row]
-    np.random.default_rng(1).shuffle(documents)
-    batches = {
-        "ours": [packed(rows, args.length, V)],
-        "padded": [padded(some) for some in groups(documents, args.rows)],
-        "sorted": [padded(some) for some in groups(sorted(documents, key=len), args.rows)],
-    }
-    useful = {name: labels_of(micros) for name, micros in batches.items()}
-    assert len(set(useful.values())) == 1, useful
-    agree(
-        {"ours": mean_nll(ours, batches["ours"])} | {n: mean_nll(peer, batches[n]) for n in ("padded", "sorted")}, dtype
-    )
-    seconds = race({name: (ours if name == "ours" else peer, micros) for name, micros in batches.items()}, args.rounds)
+    draws = [draw_batches(pieces, args.length, args.rows, number) for number in range(args.rounds)]
+    useful = [{name: labels_of(micros) for name, micros in draw.items()} for draw in draws]
+    assert all(len(set(counts.values())) == 1 for counts in useful), useful
+    sides: dict[str, Ours | Peer] = {"ours": ours, "padded": peer, "sorted": peer}
+    agree({name: mean_nll(side, draws[0][name]) for name, side in sides.items()}, dtype)
+    turns = {name: (side, [draw[name] for draw in draws]) for name, side in sides.items()}
+    seconds = race(turns, args.rounds)
     figures |= {
         "useful_tokens_ratio": speed_ratio(seconds["padded"], seconds["ours"]),
         "useful_tokens_ratio_sorted": speed_ratio(seconds["sorted"], seconds["ours"]),
-        "batch_documents": len(documents),
-        "batch_useful_tokens": useful["ours"],
+        "batches": len(draws),
+        "useful_tokens": sum(counts["ours"] for counts in useful),
     }
-    for name, micros in batches.items():
-        places = sum(micro["tokens"].numel() for micro in micros)
-        figures[f"{name}_useful_tokens_per_second"] = useful[name] / median(seconds[name])
-        figures[f"{name}_batch_useful_share"] = useful[name] / places
+    for name, (_, batches) in turns.items():
+        places = sum(micro["tokens"].numel() for micros in batches for micro in micros)
+        figures[f"{name}_useful_tokens_per_second"] = figures["useful_tokens"] / sum(seconds[name])
+        figures[f"{name}_useful_share"] = figures["useful_tokens"] / places
     return figures
+
+
+def draw_batches(pieces: Sequence[Ids], length: int, rows: int, number: int) -> dict[str, list[Micro]]:
+    """The micro-batches of one optimizer step for each side, with the same documents."""
+    chosen = packed_rows(pieces, length, rows, number)
+    documents = [ids for row in chosen for ids in row]
+    np.random.default_rng(number).shuffle(documents)
+    return {
+        "ours": [packed(chosen, length, V)],
+        "padded": [padded(some) for some in groups(documents, rows)],
+        "sorted": [padded(some) for some in groups(sorted(documents, key=len), rows)],
+    }
 
 
 def dense_figures(args: argparse.Namespace, dtype: torch.dtype) -> dict[str, Any]:
@@ -141,7 +147,7 @@ def dense_figures(args: argparse.Namespace, dtype: torch.dtype) -> dict[str, Any
     tokens_BT = torch.randint(4, args.vocabulary, (b, t + 1), generator=torch.Generator().manual_seed(0))
     micros: list[Micro] = [{"tokens": tokens_BT[:, :-1].contiguous(), "labels": tokens_BT[:, 1:].contiguous()}]
     agree({"ours": mean_nll(ours, micros), "theirs": mean_nll(peer, micros)}, dtype)
-    seconds = race({"ours": (ours, micros), "peer": (peer, micros)}, args.rounds)
+    seconds = race({"ours": (ours, [micros]), "peer": (peer, [micros])}, args.rounds)
     return {
         "dense_ratio": speed_ratio(seconds["peer"], seconds["ours"]),
         "dense_ours_tokens_per_second": b * t / median(seconds["ours"]),
@@ -157,10 +163,10 @@ def contenders(dim: int, layers: int, vocabulary: int, dtype: torch.dtype) -> tu
     return Ours(model), Peer(model)
 
 
-def packed_rows(pieces: Sequence[Ids], length: int, count: int) -> list[list[Ids]]:
+def packed_rows(pieces: Sequence[Ids], length: int, count: int, seed: int) -> list[list[Ids]]:
     """``count`` sequences, drawn at random from those that best fit makes of the window."""
     sequence_N, offset_N, opened = best_fit(np.array([len(ids) for ids in pieces], np.int64), length)
-    chosen = np.random.default_rng(2).choice(opened, min(count, opened), replace=False)
+    chosen = np.random.default_rng(seed).choice(opened, min(count, opened), replace=False)
     inside = [np.flatnonzero(sequence_N == s) for s in chosen]
     return [[pieces[n] for n in found_K[np.argsort(offset_N[found_K])].tolist()] for found_K in inside]
 
@@ -177,14 +183,15 @@ def agree(losses: dict[str, float], dtype: torch.dtype) -> None:
         raise SystemExit(f"the sides disagree, so that timing them would say nothing: {losses}")
 
 
-def race(sides: dict[str, tuple[Ours | Peer, Sequence[Micro]]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of optimizer steps, in turns."""
+def race(sides: Mapping[str, tuple[Ours | Peer, Sequence[Sequence[Micro]]]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of optimizer steps, in turns, each round on the next of the batches."""
     optimizers = {id(side): optimizer_of(side) for side, _ in sides.values()}
 
-    def run(side: Ours | Peer, micros: Sequence[Micro]) -> None:
-        step(side, optimizers[id(side)], micros)
+    def runner(side: Ours | Peer, batches: Sequence[Sequence[Micro]]) -> Callable[[], None]:
+        following = chain(batches[-1:], cycle(batches))  # the uncounted turn's, then the rounds'
+        return lambda: step(side, optimizers[id(side)], next(following))
 
-    seconds = timed({name: partial(run, *pair) for name, pair in sides.items()}, rounds)
+    seconds = timed({name: runner(*pair) for name, pair in sides.items()}, rounds)
     for name, taken in seconds.items():
         print(f"{name:8} " + ", ".join(f"{s:.2f} s" for s in taken), flush=True)
     return seconds

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from infra.errors import RecipeError
 from infra.storage import Storage
@@ -23,7 +23,7 @@ from model.vocabulary import Vocabulary
 from tasks.context import StepContext
 from tasks.fingerprint import folder_of
 from tasks.progress import Progress
-from tasks.sheets import FAINT, INK, WHITE, cut, grid, png, wrapped
+from tasks.sheets import FAINT, INK, WHITE, cut, fit, grid, png, wrapped
 from tasks.train.evaluations import EVALUATIONS, forget, sheet_name, sheet_steps, thin
 
 if TYPE_CHECKING:
@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from model.training.watch.sinks import Picture
 
 PROMPTS = f"{EVALUATIONS}/prompts.json"
-TILE = 128
-"""Side of a picture on a sheet, pixels."""
+SIDE, EDGE = 128, 2
+"""Side of a picture on a sheet, and the white around it, pixels."""
+TILE = SIDE + 2 * EDGE
 LINES = 3
 """Lines of a caption under its pictures, at most."""
 
@@ -138,9 +139,10 @@ class Sheets:
 
 
 def sheet(words: list[str], drawn: list[Image.Image], originals: list[Image.Image], step: int) -> Image.Image:
-    """Two rows of tiles without gaps, drawn ones and originals, and under them the captions and what is what."""
-    tiles, font, line = grid([drawn, originals], TILE), _font(), 15
-    picture = Image.new("RGB", (max(tiles.width, 4 * TILE), tiles.height + (LINES + 2) * line + 6), WHITE)
+    """Two rows of tiles, drawn pictures and originals, and under them the captions and what is what."""
+    rows = [[ImageOps.expand(fit(p, SIDE), EDGE, WHITE) for p in row] for row in (drawn, originals)]
+    tiles, font, line = grid(rows, TILE), _font(), 15
+    picture = Image.new("RGB", (max(tiles.width, 5 * TILE), tiles.height + (LINES + 2) * line + 6), WHITE)
     picture.paste(tiles, (0, 0))
     draw = ImageDraw.Draw(picture)
     for column, caption in enumerate(words):
@@ -182,7 +184,8 @@ def course(store: Storage, most: int) -> tuple[list[int], list[Course]]:
     chosen = sorted({steps[round(i * (len(steps) - 1) / max(1, most - 1))] for i in range(most)})
     found = json.loads(about)
     sheets = [cut(store.get(sheet_name(step)), found["tile"]) for step in chosen]
+    inner = (EDGE, EDGE, found["tile"] - EDGE, found["tile"] - EDGE)
     return chosen, [
-        Course(words, sheets[-1][1][column], [rows[0][column] for rows in sheets])
+        Course(words, sheets[-1][1][column].crop(inner), [rows[0][column].crop(inner) for rows in sheets])
         for column, words in enumerate(found["prompts"])
     ]

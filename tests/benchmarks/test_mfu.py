@@ -32,6 +32,7 @@ def last_line(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
 def test_it_runs_and_ends_with_its_figures(capsys: pytest.CaptureFixture[str]) -> None:
     mfu.main(["--small", "--device", "cpu", "--skip-compile", "--rows", "2", "--json"])
     figures = last_line(capsys)
+    assert figures["toy_size"] is True
     for name in ("7b", "1b"):
         assert figures[f"{name}_eager_ratio_to_peer"] > 0
         for who in ("ours", "peer"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from model.transformer.loss import IGNORE
 from model.vocabulary import BOS, EOS, PAD
 
 SMALL = ["--dim", "64", "--layers", "1", "--length", "64", "--rows", "2", "--dense", "1", "16"]
-SMALL += ["--vocabulary", "512", "--rounds", "1", "--threads", "1", "--json"]
+SMALL += ["--vocabulary", "512", "--rounds", "2", "--threads", "1", "--json"]
 FEW = V.text_start + 512
 SMALL += ["--packed-vocabulary", str(FEW)]
 
@@ -36,13 +37,14 @@ def test_it_runs_and_ends_with_its_figures(capsys: pytest.CaptureFixture[str], m
     assert figures["useful_tokens_ratio_sorted"] > 0
     assert figures["dense_ratio"] > 0
     assert figures["useful_share_16"] < figures["useful_share_2"] < 1
-    assert figures["padded_batch_useful_share"] < figures["ours_batch_useful_share"] <= 1
+    assert figures["padded_useful_share"] < figures["ours_useful_share"] <= 1
+    assert figures["batches"] == 2
     assert "bf16: NOT measured" in out
 
 
 def test_both_sides_train_on_the_same_labels_alike() -> None:
     ours, peer = train_step.contenders(64, 2, FEW, torch.float32)
-    rows = train_step.packed_rows(documents(), 64, 3)
+    rows = train_step.packed_rows(documents(), 64, 3, 0)
     flat = [ids for row in rows for ids in row]
     mine, theirs = [packed(rows, 64, V)], [padded(some) for some in train_step.groups(flat, 2)]
     assert labels_of(mine) == labels_of(theirs) == sum(len(ids) - 1 for ids in flat)
@@ -52,6 +54,28 @@ def test_both_sides_train_on_the_same_labels_alike() -> None:
         step(ours, optimizers[0], mine)
         step(peer, optimizers[1], theirs)
     assert mean_nll(ours, mine) < 0.999 * mean_nll(train_step.contenders(64, 2, FEW, torch.float32)[0], mine)
+
+
+def test_every_round_has_a_batch_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, list[int]] = {"ours": [], "peer": []}
+    monkeypatch.setattr(train_step, "step", lambda side, optimizer, micros: seen[side].append(micros))
+    monkeypatch.setattr(train_step, "optimizer_of", lambda side: None)
+    sides: Any = {name: (name, [1, 2, 3]) for name in seen}
+    seconds = train_step.race(sides, 3)
+    assert seen["ours"] == seen["peer"] == [3, 1, 2, 3]  # the first is not counted
+    assert [len(taken) for taken in seconds.values()] == [3, 3]
+
+
+def test_batches_of_a_draw_have_the_same_documents() -> None:
+    draws = [train_step.draw_batches(documents(), 64, 3, number) for number in range(2)]
+    for draw in draws:
+        predicted = {
+            name: sorted(i for micro in micros for i in micro["labels"][micro["labels"] != IGNORE].tolist())
+            for name, micros in draw.items()
+        }
+        assert predicted["ours"] == predicted["padded"] == predicted["sorted"]
+        assert all(len(micro["tokens"]) <= 3 for micros in draw.values() for micro in micros)
+    assert not torch.equal(draws[0]["ours"][0]["tokens"], draws[1]["ours"][0]["tokens"])
 
 
 def test_a_smaller_vocabulary_changes_texts_only() -> None:

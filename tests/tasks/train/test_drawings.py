@@ -19,8 +19,7 @@ from tasks.context import StepContext
 from tasks.progress import Progress, read_progress
 from tasks.questions import read_pairs
 from tasks.recipe import Recipe, parse_recipe
-from tasks.sheets import cut
-from tasks.train.drawings import PROMPTS, Asked, Sheets, asked_for, course, sheet, sheet_files, start_drawing
+from tasks.train.drawings import PROMPTS, TILE, Asked, Sheets, asked_for, course, sheet, sheet_files, start_drawing
 from tests.tasks import toy_run
 
 Toy = tuple[Path, Recipe]
@@ -101,12 +100,12 @@ def test_sheets_are_kept_in_bounded_number_and_none_of_later_steps(asked: Asked,
     store, workdir = Storage(tmp_path / "step"), Storage(tmp_path)
     progress = Progress(workdir, "job")
     show = Sheets(asked, store, progress)
-    for step in range(40, 40 * 30, 40):
+    for step in range(40, 40 * 20, 40):
         array = show(step, random_codes(asked, step))
     kept = sheet_files(store)
     assert len(kept) <= 13
     assert kept[-1] == PROMPTS
-    assert kept[-2] == "evaluations/step-000001160.png"
+    assert kept[-2] == "evaluations/step-000000760.png"
     progress.update(1, 2)
     state = read_progress(workdir, "job")
     assert state is not None
@@ -115,9 +114,9 @@ def test_sheets_are_kept_in_bounded_number_and_none_of_later_steps(asked: Asked,
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(data))), array)
 
     again = Sheets(asked, store, progress)  # a restarted worker, whose training goes on from an earlier step
-    again(1160 - 400, random_codes(asked, 1160 - 400))
-    assert max(kept_steps(store)) == 760
-    for step in range(800, 40 * 30, 40):
+    again(560, random_codes(asked, 560))
+    assert max(kept_steps(store)) == 560
+    for step in range(600, 40 * 20, 40):
         again(step, random_codes(asked, step))
     assert sheet_files(store) == kept
     assert store.get(kept[-2]) == data
@@ -147,24 +146,16 @@ def test_a_course_is_cut_from_the_sheets(asked: Asked, tmp_path: Path) -> None:
     assert len(steps) == 4
     assert (steps[0], steps[-1]) == (40, 400)
     assert [c.words for c in captions] == [p.words for p in asked.prompts]
-    assert np.array_equal(np.asarray(captions[2].drawn[0]), first[:128, 256:384])
-    assert np.array_equal(np.asarray(captions[2].original), first[128:256, 256:384])
+    assert np.array_equal(np.asarray(captions[2].drawn[0]), first[2:130, 266:394])
+    assert np.array_equal(np.asarray(captions[2].original), first[134:262, 266:394])
     assert all(len(c.drawn) == 4 for c in captions)
 
 
 def test_words_on_a_sheet_stay_under_their_picture() -> None:
     white = Image.new("RGB", (64, 64), "white")
     picture = sheet(["a caption of many words that goes on and on " * 5, "不" * 80], [white] * 2, [white] * 2, 400)
-    tiles = cut(b := as_png(picture), 128)
-    assert Image.open(io.BytesIO(b)).width == 512
-    ink = np.asarray(picture.crop((0, 256, 512, 256 + 3 * 15 + 3))).min(axis=(0, 2)) < 128
-    assert ink[:128].any()
-    assert not ink[125:128].any()
-    assert not ink[253:].any()
-    assert len(tiles[0]) == 4
-
-
-def as_png(picture: Image.Image) -> bytes:
-    out = io.BytesIO()
-    picture.save(out, "PNG")
-    return out.getvalue()
+    assert picture.width == 5 * TILE
+    ink = np.asarray(picture.crop((0, 2 * TILE, picture.width, 2 * TILE + 3 * 15 + 3))).min(axis=(0, 2)) < 128
+    assert ink[:TILE].any()
+    assert not ink[TILE - 3 : TILE].any()
+    assert not ink[2 * TILE - 3 :].any()
