@@ -29,11 +29,15 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: install
 	@$(BIN)/calumma run recipes/emoji.yaml --workdir $(WORKDIR)
 
+# Two processes, as many as the smallest machine has cores: the tests of a file stay together and in order.
+TEST_PROCESSES ?= 2
+SHARED := -n $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder
+
 test: install
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(SHARED)
 
 test-fast: install
-	@$(BIN)/python -m pytest -m 'not integration'
+	@$(BIN)/python -m pytest $(SHARED) -m 'not integration'
 
 lint: install
 	@$(BIN)/ruff check .

@@ -33,13 +33,6 @@ class Modality(StrEnum):
 RecipeName = Annotated[str, typer.Argument(help="A recipe file, or the name of a built-in one (emoji, photos).")]
 
 
-def _on_disk(workdir: Path) -> Path:
-    if str(workdir).startswith("s3:"):
-        raise typer.BadParameter("this command looks into work folders on a disk; this one is on S3")
-    return workdir
-
-
-WorkdirName = Annotated[Path, typer.Argument(help="The work folder of a run, on a disk.", callback=_on_disk)]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides one key, e.g. pretrain.batch=16.")
 ]
@@ -102,7 +95,7 @@ def status(
 
 @app.command(epilog="Example: calumma inspect work/emoji/encode/*/parts/emoji-000000.parquet --out sheet.png")
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A part, sequence file, manifest, checkpoint or weights file.")],
+    path: Annotated[str, typer.Argument(help="A part, sequence file, manifest, checkpoint or weights; also on s3://.")],
     out: Annotated[Path | None, typer.Option(help="Also writes the pictures found to this PNG.")] = None,
     limit: Annotated[int, typer.Option(help="Rows or sequences shown.")] = 5,
 ) -> None:
@@ -119,7 +112,7 @@ def inspect(
 
 @app.command(epilog='Example: calumma generate work/emoji "Draw: red apple" --modality image --out drawings')
 def generate(
-    workdir: WorkdirName,
+    workdir: AnyWorkdir,
     prompt: Annotated[str, typer.Argument(help="What to say to the model.")],
     image: Annotated[list[Path] | None, typer.Option(help="A picture that comes before the prompt.")] = None,
     modality: Annotated[Modality, typer.Option(help="What the answer may hold.")] = Modality.any,
@@ -136,7 +129,7 @@ def generate(
 
 @app.command(epilog="Example: calumma export work/emoji --out emoji-model")
 def export(
-    workdir: WorkdirName, out: Annotated[Path, typer.Option(help="A new folder, for transformers to load.")]
+    workdir: AnyWorkdir, out: Annotated[Path, typer.Option(help="A new folder, for transformers to load.")]
 ) -> None:
     """Copies the exported model: a folder that transformers loads."""
     with plain_errors(workdir):
@@ -146,7 +139,7 @@ def export(
 
 
 @app.command(epilog="Example: calumma ui work/emoji --port 4300")
-def ui(workdir: WorkdirName, port: Annotated[int, typer.Option(help="Port of the Prefect UI.")] = 4200) -> None:
+def ui(workdir: AnyWorkdir, port: Annotated[int, typer.Option(help="Port of the Prefect UI.")] = 4200) -> None:
     """Serves the Prefect UI over a work folder's runs; says where Ray's dashboard is while a run is on."""
     with plain_errors(workdir):
         from flows.local import serve_ui

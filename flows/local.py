@@ -34,7 +34,7 @@ from infra.store.commit import load_step
 from tasks.fingerprint import fingerprint_of, folder_of, ingredients
 from tasks.recipe import load_recipe
 from tasks.status import last_recipe, remember
-from tasks.steps import chosen_steps, require_disk
+from tasks.steps import chosen_steps
 
 
 def run_locally(
@@ -51,7 +51,6 @@ def run_locally(
     name = whole_name(workdir or f"work/{recipe.name}")
     root, store = local_side(name), Storage(name)
     names = chosen_steps(first, only, last)
-    require_disk(names, name)
     content = ingredients(recipe, store)
     prints = {step: fingerprint_of(found) for step, found in content.items()}
     if all(load_step(store.sub(folder_of(n, prints[n]))) is not None for n in names):
@@ -72,12 +71,12 @@ def run_locally(
 
             pipeline(recipe, name, first=first, only=only, last=last)
     report = f"{folder_of('report', prints['report'])}/report.html"
-    if only is last is None and store.local and store.exists(report):
-        shown, command = _short(root), _command()
+    if only is last is None and store.exists(report):
+        shown, command = _short(name), _command()
         console.print(
-            f"\nReport: [bold]{_short(root / report)}[/]\n\nTo try next:\n"
+            f"\nReport: [bold]{_short(store.url(report))}[/]\n\nTo try next:\n"
             f'  {command} generate {shown} "{recipe.evaluation.request.format(name="red apple")}" --modality image\n'
-            f"  {command} export {shown} --out {root.name}-transformers\n"
+            f"  {command} export {shown} --out {name.rpartition('/')[2]}-transformers\n"
             f"  {command} ui {shown}"
         )
 
@@ -116,11 +115,12 @@ def _end_leftovers(root: Path) -> None:
 
 def _command() -> str:
     """How the user calls this program: by name where the shell finds it, else by path."""
-    return "calumma" if shutil.which("calumma") else str(_short(Path(sys.executable).absolute().parent / "calumma"))
+    return "calumma" if shutil.which("calumma") else _short(str(Path(sys.executable).absolute().parent / "calumma"))
 
 
-def _short(path: Path) -> Path:
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+def _short(name: str) -> str:
+    """A path as seen from here, where it lies below; an address as it is."""
+    return str(Path(name).relative_to(Path.cwd())) if Path(name).is_relative_to(Path.cwd()) else name
 
 
 @contextmanager
@@ -175,11 +175,15 @@ def _deliver() -> None:
         service.drain_all(timeout=10, at_exit=True)
 
 
-def serve_ui(workdir: Path, port: int) -> None:
-    """Serves the Prefect UI over the folder's runs until it is interrupted; says where it is if a run serves it now."""
-    root = workdir.absolute()
+def serve_ui(workdir: str, port: int) -> None:
+    """Serves the Prefect UI over the folder's runs until it is interrupted; says where it is if a run serves it now.
+
+    Of a folder on S3 these are the runs that were made on this machine.
+    """
+    name = whole_name(workdir)
+    root = local_side(name)
     if not (root / "runs").is_dir():
-        raise ResourceError(f"{root}: no run was made in this folder; make one: calumma run RECIPE --workdir {root}")
+        raise ResourceError(f"{name}: no run was made in this folder; make one: calumma run RECIPE --workdir {name}")
     console, ray, running = Console(soft_wrap=True), recorded_ray(root), recorded_prefect(root)
     dashboard = f"Ray dashboard: {ray.address}" if ray else "Ray dashboard: up only while a run is on"
     if running is not None:

@@ -28,7 +28,7 @@ from tasks.fingerprint import fingerprint_of, fingerprints, folder_of, ingredien
 from tasks.mix.show import show_plan
 from tasks.recipe import Recipe, load_recipe
 from tasks.status import remember
-from tasks.steps import BY_NAME, STORES, chosen_steps, require_disk
+from tasks.steps import BY_NAME, STORES, chosen_steps
 from tasks.train.weights import require_trainable
 
 
@@ -85,7 +85,6 @@ def pipeline(
     content = ingredients(recipe, Storage(workdir))
     prints = {step: fingerprint_of(found) for step, found in content.items()}
     require_inputs(steps, prints, Storage(workdir))
-    require_disk(steps, workdir)
     if "image-tokenizer" in steps and recipe.image_tokenizer_import.file is None:
         require_trainable(recipe)
     with locked(local_side(workdir)):

@@ -31,9 +31,12 @@ POLL_S = 0.25
 LOOK_S = 3.0
 AGAIN_S = 1.0
 """Between two tries to submit a job to a Ray that has just started and says "try again later"."""
+STOP_S = 60
+"""How long a job that is asked to stop may go on before Ray kills it: a training's step and its checkpoint."""
 JOB_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",  # with several processes a core, more threads only spin
     "TOKENIZERS_PARALLELISM": "false",
+    "RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S),  # Ray's own default is 3
 }
 """What every job inherits on a local Ray; on a cluster its image and pools decide."""
 
@@ -129,6 +132,10 @@ def run_job(cluster: Cluster, step: str, fingerprint: str, report: Report, retry
         record = json.loads(workdir.get_or_none(f"runs/jobs/{job}/record.json") or b"{}")
         if status == "STOPPED":
             raise StepFailed(f"step {step}: its job {job} was stopped. Run again to go on from what is committed.")
+        if record.get("state") == "stopped":
+            # Not by us, nor through Ray, which would say so: its node is taken away, and it goes on elsewhere.
+            report({"note": "its job was asked to stop; submitting it again"})
+            continue
         if "error" in record:
             said = record["error"].removeprefix(f"step {step}: ")
             raise StepFailed(f"step {step}: {said}\nIts log: {workdir.url(f'runs/jobs/{job}/log.txt')}")
@@ -232,10 +239,19 @@ def _follow(cluster: Cluster, client: Any, workdir: Storage, job: str, report: R
     except BaseException:
         with suppress(Exception):
             client.stop_job(job)
+            report({"note": "stopping its job"})
+            _wait_for_end(client, job)
         _keep_log(client, workdir, job)
         raise
     _keep_log(client, workdir, job)
     return status
+
+
+def _wait_for_end(client: Any, job: str) -> None:
+    """Lets a job that is being stopped do what it does then: a training takes a checkpoint."""
+    deadline = time.monotonic() + STOP_S
+    while time.monotonic() < deadline and str(client.get_job_status(job).value) in ("PENDING", "RUNNING"):
+        time.sleep(POLL_S)
 
 
 def _keep_log(client: Any, workdir: Storage, job: str) -> None:

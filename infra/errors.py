@@ -32,3 +32,7 @@ class AccessError(ResourceError):
 
 class StepFailed(CalummaError):
     """A step's job ended without committing its manifest."""
+
+
+class StepStopped(StepFailed):
+    """A step was asked to stop and did so in order; run again, it goes on where it was."""

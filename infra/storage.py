@@ -19,8 +19,12 @@ from typing import IO
 from infra.backends.base import Backend, FileInfo
 from infra.backends.disk import Disk
 from infra.errors import ResourceError, StoreError
+from infra.scratch import scratch_folder
 
 __all__ = ["FileInfo", "Storage"]
+
+BLOCK = 16 << 20
+"""Bytes copied at once."""
 
 
 class Storage:
@@ -99,6 +103,33 @@ class Storage:
         except FileNotFoundError:
             raise self._missing(name) from None
 
+    def fetch(self, names: Iterable[str], folder: Path) -> None:
+        """Copies files into a local folder, under their names, piece by piece. StoreError where one is not there."""
+        for name in names:
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with self.open(name) as source, open(target, "wb") as copy:
+                shutil.copyfileobj(source, copy, BLOCK)
+
+    @contextmanager
+    def on_disk(self, names: Iterable[str]) -> Iterator[Path]:
+        """A local folder that holds these files, for libraries that read files themselves.
+
+        On a disk it is the storage's own folder; elsewhere copies in scratch, which go when the context ends.
+
+        Raises:
+            StoreError: One of them is not there.
+            ResourceError: There is no room for copies.
+        """
+        names = list(names)
+        sizes = [self.size(name) for name in names]
+        if self.local:
+            yield self.path()
+            return
+        with scratch_folder(sum(sizes), f"a copy of {self.root}") as folder:
+            self.fetch(names, folder)
+            yield folder
+
     @contextmanager
     def open(self, name: str) -> Iterator[IO[bytes]]:
         """A file for reading; it can seek. On S3: ranged reads, a few MiB ahead, all of one version of the object."""
@@ -148,6 +179,23 @@ class Storage:
         of their own into the bytes: two with the same bytes may then both get True.
         """
         return self._backend.put_new(name, data)
+
+    def put_file(self, name: str, path: Path) -> None:
+        """Writes a copy of a local file, as ``put`` does; of a large one a few pieces are in memory at a time.
+
+        What is appended to the local file meanwhile may be missing from the copy.
+        """
+        self._backend.put_file(name, path)
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        """A local path for a library to write a file at, which becomes ``name``, whole, when the block has ended.
+
+        On a disk it lies beside its place and is moved there; elsewhere it lies in scratch (``infra/scratch.py``) and
+        is uploaded. If the block raises, nothing is written. Errors as of ``put``.
+        """
+        with self._backend.writing(name) as path:
+            yield path
 
     def delete(self, name: str) -> None:
         """Removes a file, if it is there."""

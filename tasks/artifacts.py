@@ -76,11 +76,7 @@ class Tokenizers:
 
     def pictures(self, codes: Sequence[Sequence[int]]) -> list[Image.Image]:
         """Pictures of codebook indices, RGB, at the image tokenizer's resolution."""
-        found = []
-        for start in range(0, len(codes), DECODE_BATCH):
-            batch = torch.tensor([list(c) for c in codes[start : start + DECODE_BATCH]])
-            found += [Image.fromarray(p) for p in self.image.decode(batch).permute(0, 2, 3, 1).cpu().numpy()]
-        return found
+        return decoded(self.image, codes)
 
     def codes(self, pictures: Sequence[Image.Image]) -> list[list[int]]:
         """Codebook indices of square RGB pictures at the image tokenizer's resolution."""
@@ -89,6 +85,15 @@ class Tokenizers:
             pixels = np.stack([np.asarray(p, dtype=np.uint8) for p in pictures[start : start + DECODE_BATCH]])
             found += self.image.encode(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()).tolist()
         return found
+
+
+def decoded(tokenizer: ImageTokenizer, codes: Sequence[Sequence[int]]) -> list[Image.Image]:
+    """Pictures of codebook indices, RGB, at the image tokenizer's resolution."""
+    found = []
+    for start in range(0, len(codes), DECODE_BATCH):
+        batch = torch.tensor([list(c) for c in codes[start : start + DECODE_BATCH]])
+        found += [Image.fromarray(p) for p in tokenizer.decode(batch).permute(0, 2, 3, 1).cpu().numpy()]
+    return found
 
 
 def _upright(picture: Image.Image | Path) -> Image.Image:
@@ -163,7 +168,8 @@ def made_from(workdir: Storage, step: str, fingerprint: str) -> dict[str, str]:
 
 def _newest(workdir: Storage) -> dict[str, str]:
     """What :func:`made_from` says of the newest finished fine-tuning; empty where there is none."""
-    records = (json.loads(p.read_text()) for p in workdir.path("runs/jobs").glob("finetune-*/record.json"))
+    ended = (f.name for f in workdir.find("runs/jobs") if f.name.endswith("/record.json"))
+    records = map(json.loads, workdir.get_many(name for name in ended if name.startswith("runs/jobs/finetune-")))
     done = [r for r in records if load_step(workdir.sub(folder_of("finetune", r["fingerprint"]))) is not None]
     newest = max(done, key=lambda r: float(r["started"]), default=None)
     return {} if newest is None else made_from(workdir, "finetune", newest["fingerprint"])

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -41,7 +36,7 @@ def check_export(store: Storage, finetuned: Storage, tokenizers: Tokenizers, len
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, vocabulary.size, (2, min(length, 256)), generator=generator)
     prompt = torch.tensor([[BOS, *tokenizers.text.encode("A red")]])
-    with _local(store) as folder:
+    with store.on_disk(store.list()) as folder:  # as from_pretrained wants it
         tokenizer = AutoTokenizer.from_pretrained(folder)
         processor = CalummaProcessor.from_pretrained(folder)
         theirs = ChameleonForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
@@ -96,16 +91,3 @@ def check_original(store: Storage, finetuned: Storage) -> None:
         for name in weights:
             if not torch.equal(found.weights[name], weights[name]):
                 raise StepFailed(f"export: {name} differs after a round trip; a fault in model/transformer/original.py")
-
-
-@contextmanager
-def _local(store: Storage) -> Iterator[Path]:
-    """The folder on a local disk, as ``from_pretrained`` wants it: itself, or a copy."""
-    if store.local:
-        yield store.path()
-        return
-    with TemporaryDirectory(prefix="calumma-export-") as aside:
-        for name in store.list():
-            with store.open(name) as source, open(Path(aside) / name, "wb") as copy:
-                shutil.copyfileobj(source, copy)
-        yield Path(aside)

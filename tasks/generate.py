@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from infra.errors import SourceError
+from infra.home import whole_name
 from infra.storage import Storage
 from model.generation.generate import Piece, generate
 from model.generation.modality import Modality
@@ -43,7 +44,7 @@ def generate_in(
     """Answers a prompt with a work folder's fine-tuned model; pictures go to ``out`` as PNG files.
 
     Args:
-        workdir: A work folder whose last run, or ``recipe``, is fine-tuned.
+        workdir: A work folder, or ``s3://BUCKET/PREFIX``, whose last run, or ``recipe``, is fine-tuned.
         prompt: What the user says. It is text throughout: names of control ids in it mean nothing.
         images: Pictures before the prompt, resized whole and padded to a square, as in fine-tuning.
         modality: ``text``, ``image`` or ``any``.
@@ -54,8 +55,9 @@ def generate_in(
     Raises:
         CalummaError: No run there, a picture that cannot be read, a prompt too long for the model's context.
     """
-    recipe = recipe or last_recipe(Path(workdir))
-    store = finished_folders(Storage(workdir), recipe)
+    root = whole_name(str(workdir))
+    recipe = recipe or last_recipe(root)
+    store = finished_folders(Storage(root), recipe)
     model = load_weights(store, "finetune")  # before the tokenizers: what is missing first is what to say
     tokenizers = load_tokenizers(store)
     side = tokenizers.image.config.resolution

@@ -8,10 +8,9 @@ file is always wrapped in ``Text``: rich would take ``[brackets]`` in a plain st
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Iterator
 from math import prod
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -22,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from infra.errors import StoreError
+from infra.home import whole_name
 from infra.storage import Storage
 from infra.store.documents import DOCUMENTS
 from infra.store.manifest import PartManifest, Rows, StepManifest
@@ -40,68 +40,72 @@ def inspect(path: Path | str, out: Path | None = None, limit: int = 5) -> Found:
     """Yields what is in a file or folder, piece by piece, for rich to print.
 
     Args:
-        path: A stored file, or a folder that holds a manifest.
+        path: A stored file, or a folder that holds a manifest; on a disk or on ``s3://``.
         out: Where the pictures found are written as one PNG; None: they are only hinted at in the terminal.
         limit: Rows or sequences shown in full.
 
     Raises:
         StoreError: There is nothing there, or nothing that Calumma stores.
     """
-    path = Path(path)
-    if path.is_dir():
-        path = _inside(path)
-    if not path.is_file():
-        raise StoreError(f"{path}: no such file. Name a part, a sequence file, a manifest, weights or a checkpoint.")
-    readable = Readable.near(path, out)
-    if path.suffix == ".model" or path.name.endswith("tokenizer.json"):
-        yield from _pieces(path, readable, limit)
-    elif path.suffix == ".json":
-        yield from _json(path, readable, limit)
-    elif path.suffix == ".jsonl":
-        yield from _lines(path, limit)
-    elif path.suffix == ".parquet":
-        yield from _parquet(path, readable, limit)
-    elif path.suffix in (".u16", ".starts", ".loss", ".sums"):
-        yield from show_sequences(path, readable, limit)
-    elif path.suffix == ".safetensors":
-        yield from _tensors(path)
-    elif path.suffix == ".pt":
-        yield from _checkpoint(path)
+    store, name = _found(whole_name(str(path)))
+    readable, suffix = Readable.near(store.url(name), out), PurePosixPath(name).suffix
+    if suffix == ".model" or name.endswith("tokenizer.json"):
+        yield from _pieces(store, limit)
+    elif suffix == ".json":
+        yield from _json(store, name, readable, limit)
+    elif suffix == ".jsonl":
+        yield from _lines(store, name, limit)
+    elif suffix == ".parquet":
+        yield from _parquet(store, name, readable, limit)
+    elif suffix in (".u16", ".starts", ".loss", ".sums"):
+        yield from show_sequences(store, name, readable, limit)
+    elif suffix == ".safetensors":
+        yield from _tensors(store, name)
+    elif suffix == ".pt":
+        yield from _checkpoint(store, name)
     else:
         raise StoreError(
-            f"{path}: not a kind of file that Calumma stores. It reads .json, .jsonl, .parquet, .u16, .safetensors, "
-            ".model and .pt."
+            f"{store.url(name)}: not a kind of file that Calumma stores. It reads .json, .jsonl, .parquet, .u16, "
+            ".safetensors, .model and .pt."
         )
     yield from readable.finish()
 
 
-def _inside(folder: Path) -> Path:
-    """The file that says what a folder holds."""
-    beside = folder.with_suffix(".json")  # a checkpoint's manifest lies beside its folder
-    for name in (folder / "manifest.json", folder / "sequences.json", beside, folder / "config.json"):
-        if name.is_file():
-            return name
-    raise StoreError(f"{folder}: a folder without a manifest. Name a file in it.")
+def _found(path: str) -> tuple[Storage, str]:
+    """A file's folder and name; of a folder, the file that says what it holds."""
+    parent, _, name = path.rpartition("/")
+    beside, inside = Storage(parent), Storage(path)
+    if beside.exists(name):
+        return beside, name
+    # A checkpoint's manifest lies beside its folder.
+    places = ((inside, "manifest.json"), (inside, "sequences.json"), (beside, f"{name}.json"), (inside, "config.json"))
+    for store, held in places:
+        if store.exists(held):
+            return store, held
+    if next(inside.find(), None) is not None:
+        raise StoreError(f"{path}: a folder without a manifest. Name a file in it.")
+    raise StoreError(f"{path}: no such file. Name a part, a sequence file, a manifest, weights or a checkpoint.")
 
 
 # -- JSON
 
 
-def _json(path: Path, readable: Readable, limit: int) -> Found:
+def _json(store: Storage, name: str, readable: Readable, limit: int) -> Found:
+    raw, where = store.get(name), store.url(name)
     try:
-        data = json.loads(path.read_bytes())
+        data = json.loads(raw)
     except ValueError as e:
-        raise StoreError(f"{path}: not valid JSON ({e})") from e
+        raise StoreError(f"{where}: not valid JSON ({e})") from e
     kind = data.get("format", "") if isinstance(data, dict) else ""
     if kind == "calumma-step":
-        yield from _manifest(StepManifest.load(path.read_bytes(), str(path)))
+        yield from _manifest(StepManifest.load(raw, where))
     elif kind == "calumma-part":
-        yield from _manifest(PartManifest.load(path.read_bytes(), str(path)))
+        yield from _manifest(PartManifest.load(raw, where))
     elif kind == "calumma-plan":
-        yield from _plan(parse_plan(path.read_bytes(), str(path)))
+        yield from _plan(parse_plan(raw, where))
     elif kind == "calumma-sequences":
         yield _facts("Sequences", {k: v for k, v in data.items() if k != "format"})
-        yield from show_sequences(path.with_name("seq-000000.u16"), readable, limit)
+        yield from show_sequences(store, "seq-000000.u16", readable, limit)
     elif kind == "calumma-checkpoint":
         yield _facts("Checkpoint", {"step": data["step"], **data["layout"]})
         yield _files(data["files"])
@@ -158,9 +162,9 @@ def _files(files: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _lines(path: Path, limit: int) -> Found:
+def _lines(store: Storage, name: str, limit: int) -> Found:
     """Metrics: the first line, and the last ones."""
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = [json.loads(line) for line in store.get(name).decode().splitlines()]
     yield Text(f"{len(lines):,} lines; the last {min(limit, len(lines))}:", style="bold")
     keys = [k for k in (lines[-1] if lines else {}) if not isinstance(lines[-1][k], dict)]
     table = Table()
@@ -175,18 +179,18 @@ def _lines(path: Path, limit: int) -> Found:
 # -- tables
 
 
-def _parquet(path: Path, readable: Readable, limit: int) -> Found:
+def _parquet(store: Storage, name: str, readable: Readable, limit: int) -> Found:
+    data, where = store.get(name), store.url(name)
     try:
-        schema = pq.read_schema(path)
+        table = pq.read_table(pa.BufferReader(data))
     except (pa.ArrowInvalid, OSError) as e:
-        raise StoreError(f"{path}: not a Parquet file ({e})") from e
-    kind = (schema.metadata or {}).get(FORMAT_KEY, b"unmarked").decode().split()[0]
-    table = pq.read_table(path)
-    yield _facts("Table", {"format": kind, "rows": table.num_rows, "columns": ", ".join(schema.names)})
+        raise StoreError(f"{where}: not a Parquet file ({e})") from e
+    kind = (table.schema.metadata or {}).get(FORMAT_KEY, b"unmarked").decode().split()[0]
+    yield _facts("Table", {"format": kind, "rows": table.num_rows, "columns": ", ".join(table.schema.names)})
     if kind == "calumma-samples":
-        yield from show_samples(read_table(path.read_bytes(), SAMPLES, str(path)), readable, limit)
+        yield from show_samples(read_table(data, SAMPLES, where), readable, limit)
     elif kind == "calumma-documents":
-        yield from show_documents(read_table(path.read_bytes(), DOCUMENTS, str(path)), readable, limit)
+        yield from show_documents(read_table(data, DOCUMENTS, where), readable, limit)
     else:
         yield _rows(table.slice(0, max(0, limit)))
 
@@ -213,16 +217,14 @@ def _cell(value: Any) -> str:
 # -- weights and tokenizers
 
 
-def _tensors(path: Path) -> Found:
+def _tensors(store: Storage, name: str) -> Found:
     """The header of a safetensors file: names, types and shapes, no data."""
-    with path.open("rb") as f:
-        head = f.read(8)
-        size = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
-        data = f.read(size) if 0 < size <= path.stat().st_size - 8 else b""
+    size = int.from_bytes(store.range(name, 0, 8), "little")
+    data = store.range(name, 8, 8 + size) if size <= store.size(name) - 8 else b""
     try:
         header = json.loads(data)
     except ValueError as e:
-        raise StoreError(f"{path}: not a safetensors file (its header cannot be read)") from e
+        raise StoreError(f"{store.url(name)}: not a safetensors file (its header cannot be read)") from e
     meta = header.pop("__metadata__", {})
     sizes = {name: prod(t["shape"]) for name, t in header.items()}
     yield _facts("Weights", {"tensors": len(header), "parameters": f"{sum(sizes.values()):,}", **meta})
@@ -235,21 +237,24 @@ def _tensors(path: Path) -> Found:
     yield table
 
 
-def _checkpoint(path: Path) -> Found:
+def _checkpoint(store: Storage, name: str) -> Found:
     """A torch file, read with ``weights_only``: whatever else is in it is refused."""
     import pickle
 
     import torch
 
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with store.open(name) as f:
+            state = torch.load(f, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError) as e:
-        raise StoreError(f"{path}: holds more than tensors and plain values, or is damaged; it is not opened") from e
+        raise StoreError(
+            f"{store.url(name)}: holds more than tensors and plain values, or is damaged; it is not opened"
+        ) from e
     table = Table()
     table.add_column("entry", overflow="fold")
     table.add_column("what it is", overflow="fold")
-    for name, value in _walk(state):
-        table.add_row(Text(name), Text(value))
+    for key, value in _walk(state):
+        table.add_row(Text(key), Text(value))
     yield table
 
 
@@ -266,11 +271,11 @@ def _walk(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
         yield name, text if len(text) <= 80 else text[:79] + "…"
 
 
-def _pieces(path: Path, readable: Readable, limit: int) -> Found:
+def _pieces(store: Storage, limit: int) -> Found:
     """A text tokenizer: some of its pieces, and a sentence cut into them."""
     from model.text_tokenizer.codec import TextTokenizer
 
-    tokenizer = TextTokenizer.load(Storage(path.parent))
+    tokenizer = TextTokenizer.load(store)
     yield _facts("Text tokenizer", {"pieces": tokenizer.pieces, "first id": tokenizer.vocabulary.text_start})
     start = tokenizer.vocabulary.text_start
     shown = [tokenizer.piece(start + n) for n in range(259, min(tokenizer.pieces, 259 + 20 * max(1, limit)))]

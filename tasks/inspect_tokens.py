@@ -16,8 +16,9 @@ from rich.panel import Panel
 from rich.text import Text
 
 from infra.errors import CalummaError, StoreError
+from infra.home import is_remote
 from infra.storage import Storage
-from infra.store.manifest import StepManifest
+from infra.store.commit import load_own_manifest
 from infra.store.sequences import SequenceReader
 from model.processor.interleave import spans
 from model.vocabulary import FIRST_IMAGE_CODE, Vocabulary
@@ -51,20 +52,20 @@ class Readable:
     why_not: str = ""
 
     @classmethod
-    def near(cls, path: Path, out: Path | None = None) -> Readable:
+    def near(cls, path: str, out: Path | None = None) -> Readable:
         """Looks for the work folder that holds a file, and in it for what the file was made with."""
         place = _place(path)
         if place is None:
             return cls(out=out, why_not="it does not lie in a work folder")
         workdir, step, start = place
         try:
-            recipe = last_recipe(workdir)
+            recipe = last_recipe(workdir.root)
             prints = _prints(workdir, step, start, recipe)
         except CalummaError as e:
             return cls(out=out, why_not=str(e))
         known = cls(None, recipe.vocabulary, recipe.image_tokenizer.codes_per_image, out)
         try:
-            known.tokenizers = load_tokenizers(lambda name: Storage(workdir).sub(folder_of(name, prints[name])))
+            known.tokenizers = load_tokenizers(lambda name: workdir.sub(folder_of(name, prints[name])))
         except (CalummaError, KeyError):
             known.why_not = "its tokenizers are not finished"
         return known
@@ -145,18 +146,16 @@ def show_documents(table: pa.Table, readable: Readable, limit: int) -> Iterator[
         yield _panel(Group(*bodies), _title(row), f"{lengths} tokens")
 
 
-def show_sequences(path: Path, readable: Readable, limit: int) -> Iterator[RenderableType]:
+def show_sequences(store: Storage, name: str, readable: Readable, limit: int) -> Iterator[RenderableType]:
     """Sequences of one file, checked against their checksums: each document's origin, and its tokens."""
-    number = int(path.stem.removeprefix("seq-")) if path.stem.removeprefix("seq-").isdigit() else -1
-    if number < 0:
-        raise StoreError(f"{path}: a sequence file is named seq-000000.u16")
-    reader = SequenceReader(Storage(path.parent))
+    digits = name.rpartition(".")[0].removeprefix("seq-")
+    if not digits.isdigit():
+        raise StoreError(f"{store.url(name)}: a sequence file is named seq-000000.u16")
+    number, reader = int(digits), SequenceReader(store)
     first = number * reader.info.file_sequences
     table = reader.spans(number)
     shown = range(first, min(first + max(0, limit), len(reader)))
-    yield Text(
-        f"{path.name}: sequences {first:,} to {first + reader.info.rows(number) - 1:,} of {len(reader):,}", "bold"
-    )
+    yield Text(f"{name}: sequences {first:,} to {first + reader.info.rows(number) - 1:,} of {len(reader):,}", "bold")
     for sequence in shown:
         tokens, starts, loss = reader.sequence(sequence)
         rows = [r for r in table.to_pylist() if r["sequence"] == sequence]
@@ -207,24 +206,24 @@ def token_text(ids: Any, readable: Readable, loss: Any = None) -> Text:
     return text
 
 
-def _place(path: Path) -> tuple[Path, str, str] | None:
+def _place(path: str) -> tuple[Storage, str, str] | None:
     """Work folder, step and fingerprint's beginning of a file that lies in ``WORKDIR/<step>/<fingerprint>/…``."""
-    path = path.resolve()
-    for folder in path.parents:
-        if folder.parent.name in NAMES and len(folder.name) == 12:
-            return folder.parent.parent, folder.parent.name, folder.name
+    folders = (path if is_remote(path) else str(Path(path).resolve())).split("/")[:-1]
+    for depth in range(len(folders) - 1, 0, -1):
+        step, start = folders[depth - 1 : depth + 1]
+        if step in NAMES and len(start) == 12:
+            return Storage("/".join(folders[: depth - 1]) or "/"), step, start
     return None
 
 
-def _prints(workdir: Path, step: str, start: str, recipe: Recipe) -> dict[str, str]:
+def _prints(workdir: Storage, step: str, start: str, recipe: Recipe) -> dict[str, str]:
     """Fingerprints of what a step's folder was made from; by the last recipe where the step is not finished."""
-    manifest = workdir / step / start / "manifest.json"
-    if manifest.is_file():
-        whole = StepManifest.load(manifest.read_bytes(), str(manifest)).fingerprint
-        found = made_from(Storage(workdir), step, whole)
+    manifest = load_own_manifest(workdir.sub(f"{step}/{start}"), 0)
+    if manifest is not None:
+        found = made_from(workdir, step, manifest.fingerprint)
         if {"image-tokenizer", "text-tokenizer"} <= set(found):
             return found
-    return fingerprints(recipe, Storage(workdir))
+    return fingerprints(recipe, workdir)
 
 
 def _panel(body: RenderableType, title: str, subtitle: str = "") -> Panel:

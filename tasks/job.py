@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import platform
+import signal
 import sys
 import time
 import traceback
@@ -15,13 +16,15 @@ from typing import Any
 
 import yaml
 
-from infra.errors import CalummaError, StepFailed
+from infra.errors import CalummaError, StepFailed, StepStopped
 from infra.storage import Storage
 from infra.store.commit import load_own_manifest
 from tasks.context import StepContext
 from tasks.recipe import parse_recipe
 from tasks.steps import BY_NAME
 
+STOPPED = 128 + signal.SIGTERM
+"""Exit code of a job that stopped in order when it was asked to: the one that schedulers know for that, 143."""
 LIBRARIES = ("torch", "ray", "deepspeed", "numpy", "pyarrow", "pillow", "sentencepiece", "transformers")
 """Their versions are recorded with every job."""
 
@@ -35,7 +38,7 @@ def run_step(context: StepContext) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the named step; the exit code is 0 only when its manifest is committed."""
+    """Runs the named step; the exit code is 0 only when its manifest is committed, and 143 when it was stopped."""
     parser = argparse.ArgumentParser(prog="python -m tasks.job", description=__doc__)
     parser.add_argument("step", choices=sorted(BY_NAME))
     parser.add_argument("--workdir", required=True)
@@ -64,6 +67,10 @@ def main(argv: list[str] | None = None) -> int:
         run_step(context)
         record["state"] = "done"
         return 0
+    except StepStopped as e:
+        record["state"] = "stopped"
+        print(e, file=sys.stderr, flush=True)
+        return STOPPED
     except CalummaError as e:
         record |= {"state": "failed", "error": str(e)}
         print(f"error: {e}", file=sys.stderr, flush=True)

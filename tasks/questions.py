@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -30,18 +30,39 @@ def pairs_source(context: StepContext) -> str:
 
 def read_pairs(context: StepContext, source: str) -> list[tuple[Pair, bool]]:
     """Pairs of a source and whether they are held out, in a seeded order. A pair's name is its first caption."""
-    columns = ["sample_id", "held_out", "captions", "images"]
     found = []
-    for part in _seeded_parts(context, "encode", source):
-        name = f"{PARTS}/{part}.parquet"
-        store = context.store("encode")
-        for row in read_table(store.get(name), SAMPLES, store.url(name), columns).to_pylist():
-            if row["captions"] and row["images"]:
-                codes = tuple(np.frombuffer(row["images"][0]["codes"], "<u2").tolist())
-                found.append((Pair(row["sample_id"].hex(), row["captions"][0], codes), row["held_out"]))
+    for pairs in _pairs_by_part(context, source):
+        found += pairs
         if len(found) >= READ_AT_MOST:
             break
     return sorted(found, key=lambda pair: _order(context.recipe.seed, pair[0].key))
+
+
+def held_out_pairs(context: StepContext, source: str, accept: Callable[[Pair], bool], limit: int) -> list[Pair]:
+    """Held-out pairs of different pictures that are accepted, in a seeded order; no more parts are read than needed."""
+    found: dict[tuple[int, ...], Pair] = {}
+    rows = 0
+    for pairs in _pairs_by_part(context, source):
+        own = (pair for pair, held_out in pairs if held_out and accept(pair))
+        for pair in sorted(own, key=lambda pair: _order(context.recipe.seed, pair.key)):
+            found.setdefault(pair.codes, pair)
+        rows += len(pairs)
+        if len(found) >= limit or rows >= READ_AT_MOST:
+            break
+    return list(found.values())[:limit]
+
+
+def _pairs_by_part(context: StepContext, source: str) -> Iterator[list[tuple[Pair, bool]]]:
+    columns = ["sample_id", "held_out", "captions", "images"]
+    store = context.store("encode")
+    for part in _seeded_parts(context, "encode", source):
+        name = f"{PARTS}/{part}.parquet"
+        pairs = []
+        for row in read_table(store.get(name), SAMPLES, store.url(name), columns).to_pylist():
+            if row["captions"] and row["images"]:
+                codes = tuple(np.frombuffer(row["images"][0]["codes"], "<u2").tolist())
+                pairs.append((Pair(row["sample_id"].hex(), row["captions"][0], codes), row["held_out"]))
+        yield pairs
 
 
 def read_conversations(context: StepContext, limit: int) -> Iterator[tuple[str, list[int]]]:

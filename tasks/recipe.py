@@ -90,14 +90,35 @@ class Recipe(Config):
             if name not in kinds:
                 near = difflib.get_close_matches(name, kinds, 1)
                 raise ValueError(f"no source is named {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        self._check_drawings()
         asked = self.evaluation.source
         if asked is not None and kinds.get(asked) != "pairs":
             pairs = ", ".join(name for name, kind in kinds.items() if kind == "pairs")
             raise ValueError(f"evaluation.source is {asked!r}; it must be a source of kind pairs: {pairs}")
+        for step in ("pretrain", "finetune"):
+            origin = getattr(self, step).continue_from
+            if origin is not None and not origin.training.startswith(f"{step}/"):
+                raise ValueError(f"{step}.continue_from.training is {origin.training!r}; it must be a folder {step}/…")
+        if self.pretrain.continue_from is not None and self.model_import.path is not None:
+            raise ValueError("pretrain.continue_from and model_import.path are both set; a training begins with one")
         for name in self.finetune_mix.sources:
             if kinds[name] != "messages":
                 raise ValueError(f"finetune_mix.sources names {name!r}, a source of kind {kinds[name]}, not messages")
         return self
+
+    def _check_drawings(self) -> None:
+        every = f"watch.drawings.every is {self.watch.drawings.every}"
+        if not self.watch.drawings.every:
+            return
+        if self.resources.zero_stage == 3:
+            raise ValueError(
+                f"{every} and resources.zero_stage is 3, under which every code that is drawn would gather all "
+                "parameters from all workers; set watch.drawings.every: 0, or a zero_stage of 0, 1 or 2"
+            )
+        if not any(s.kind == "pairs" for s in self.sources):
+            raise ValueError(f"{every} and no source is of kind pairs, whose captions are drawn; set it to 0")
+        if not self.scan.held_out:
+            raise ValueError(f"{every} and scan.held_out is 0: captions of held-out pairs are drawn; set one of them")
 
     def source(self, name: str) -> SourceConfig:
         return next(s for s in self.sources if s.name == name)

@@ -11,24 +11,33 @@ from PIL import Image, ImageDraw, ImageFont
 WHITE = (255, 255, 255)
 INK = (32, 36, 42)
 FAINT = (120, 126, 134)
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
-def png(picture: Image.Image) -> bytes:
-    """The picture as PNG bytes; equal pictures give equal bytes under one build of Pillow."""
+def png(picture: Image.Image, *, small: bool = True) -> bytes:
+    """The picture as PNG bytes; equal pictures give equal bytes under one build of Pillow.
+
+    ``small=False`` takes a tenth of the time, for who is waited for.
+    """
     out = io.BytesIO()
-    picture.save(out, "PNG", optimize=True)
+    picture.save(out, "PNG", optimize=small)
     return out.getvalue()
 
 
 def tiles(rows: Sequence[Sequence[Image.Image | None]], side: int) -> bytes:
     """Pictures in a grid without gaps, each ``side`` pixels; None is white. Read back with :func:`cut`."""
+    return png(grid(rows, side))
+
+
+def grid(rows: Sequence[Sequence[Image.Image | None]], side: int) -> Image.Image:
+    """What :func:`tiles` makes, not yet a file."""
     width = max((len(row) for row in rows), default=0)
     sheet = Image.new("RGB", (max(1, width) * side, max(1, len(rows)) * side), WHITE)
     for y, row in enumerate(rows):
         for x, picture in enumerate(row):
             if picture is not None:
                 sheet.paste(fit(picture, side), (x * side, y * side))
-    return png(sheet)
+    return sheet
 
 
 def cut(data: bytes, side: int) -> list[list[Image.Image]]:
@@ -76,9 +85,19 @@ def labelled(cells: Sequence[Cell], *, side: int = 128, columns: int = 8, title:
     return sheet
 
 
-def _shorten(
-    draw: ImageDraw.ImageDraw, text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont
-) -> str:
+def wrapped(draw: ImageDraw.ImageDraw, text: str, width: int, font: Font, lines: int) -> list[str]:
+    """A text as at most so many lines of ``width`` pixels, broken at spaces where there are any."""
+    found, rest = list[str](), " ".join(text.split())
+    while rest and len(found) < lines - 1 and draw.textlength(rest, font) > width:
+        end = next((n for n in range(1, len(rest)) if draw.textlength(rest[: n + 1], font) > width), len(rest))
+        space = rest.rfind(" ", 0, end + 1)
+        end = space if space > 0 else end
+        found.append(rest[:end])
+        rest = rest[end:].lstrip()
+    return [*found, _shorten(draw, rest, width, font)] if rest else found
+
+
+def _shorten(draw: ImageDraw.ImageDraw, text: str, width: int, font: Font) -> str:
     """The longest beginning that fits ``width`` pixels, with an ellipsis where something is left out."""
     text = " ".join(text.split())
     if draw.textlength(text, font) <= width:

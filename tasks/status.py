@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,16 +143,25 @@ def render(status: Status) -> RenderableType:
     return Group(*shown)
 
 
-def copy_export(workdir: Path, out: Path) -> str:
-    """Copies the finished export to a new folder; what was copied, in words."""
+def copy_export(workdir: Path | str, out: Path) -> str:
+    """Copies the finished export to a new folder; what was copied, in words.
+
+    Raises:
+        StepFailed: There is none yet.
+        ResourceError: The folder exists, or cannot be written.
+    """
     status = status_of(workdir)
     step = next(s for s in status.steps if s.step == "export")
     if step.manifest is None:
         raise StepFailed(f"{workdir}: step export is not finished. Run: calumma run RECIPE --workdir {workdir}")
     if out.exists():
         raise ResourceError(f"{out}: it exists already; name a new folder with --out")
-    source = workdir / step.folder / "transformers"
-    size = sum(f.stat().st_size for f in source.iterdir())
+    source = Storage(status.workdir).sub(f"{step.folder}/transformers")
+    files = list(source.find())
+    size = sum(f.size for f in files)
     Storage(out.absolute().parent).need(size, "the exported model")
-    shutil.copytree(source, out)
-    return f"{out}: {len(list(out.iterdir()))} files, {size / 1e6:,.1f} MB. Load it with transformers' from_pretrained."
+    try:
+        source.fetch((f.name for f in files), out)
+    except OSError as e:
+        raise ResourceError(f"{out}: could not be written ({e.strerror}); name another folder with --out") from e
+    return f"{out}: {len(files)} files, {size / 1e6:,.1f} MB. Load it with transformers' from_pretrained."

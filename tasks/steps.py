@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from infra.errors import RecipeError, ResourceError
-from infra.home import is_remote
+from infra.errors import RecipeError
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,13 +127,3 @@ def chosen_steps(first: str | None = None, only: str | None = None, last: str | 
     if not chosen:
         raise RecipeError(f"no step lies between {first} and {last}; the steps are {', '.join(NAMES)}")
     return chosen
-
-
-def require_disk(steps: Sequence[str], workdir: str) -> None:
-    """ResourceError where a step is asked for that writes through local paths, and the work folder is on S3."""
-    on_disk = [s for s in steps if s in NAMES[NAMES.index("pretrain") :]]
-    if is_remote(workdir) and on_disk:
-        raise ResourceError(
-            f"{workdir}: on S3 a run goes as far as mix for now, and {on_disk[0]} comes after it. Run with --to mix, "
-            "or give a work folder on a disk."
-        )

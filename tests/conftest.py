@@ -16,6 +16,17 @@ from tests.s3 import proxy, server
 settings.register_profile("busy", deadline=None)
 settings.load_profile("busy")
 
+WHOLE_RUNS = "undisturbed"
+"""The fixture of a whole pipeline's run, which takes minutes and is made once a process."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where several processes share the tests, those of a file stay together, and all that need a whole run do."""
+    needing = {item.path for item in items if WHOLE_RUNS in getattr(item, "fixturenames", ())}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(WHOLE_RUNS if item.path in needing else item.path.as_posix()))
+
+
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Protocol
 
 ASIDE = ".aside-"
 """How the names of files being written begin on a disk."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What a disk without room answers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,12 @@ class Backend(Protocol):
 
     def put_new(self, name: str, data: bytes) -> bool:
         """Creates a file; False where there is one."""
+
+    def put_file(self, name: str, path: Path) -> None:
+        """Replaces a file, atomically, by a copy of a local one, which is read piece by piece."""
+
+    def writing(self, name: str) -> AbstractContextManager[Path]:
+        """A local path to write a file at; it replaces ``name``, atomically, when the context ends without an error."""
 
     def delete(self, name: str) -> None:
         """Removes a file, if it is there."""

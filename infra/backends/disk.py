@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
@@ -15,11 +16,14 @@ from pathlib import Path
 from typing import IO
 
 from infra.backends.aside import aside_name, maker_lives
-from infra.backends.base import ASIDE, FileInfo
+from infra.backends.base import ASIDE, FULL, FileInfo
 from infra.errors import ResourceError, StoreError
 
 READERS = 8
 """Files read at once by ``get_many``: of use on mounted disks, where each open waits for the network."""
+
+BLOCK = 1 << 20
+"""Bytes copied at once."""
 
 BATCH = 16
 """Files that one of them reads in a row."""
@@ -135,11 +139,34 @@ class Disk:
 
     def put(self, name: str, data: bytes) -> None:
         target = self.path(name)
-        self._move(self._write_aside(target, data), target)
+        self._move(self._write_aside(target, lambda f: f.write(data), len(data)), target)
+
+    def put_file(self, name: str, path: Path) -> None:
+        target = self.path(name)
+        with open(path, "rb") as source:
+            size = os.fstat(source.fileno()).st_size
+            self._move(self._write_aside(target, lambda f: shutil.copyfileobj(source, f, BLOCK), size), target)
+
+    @contextmanager
+    def writing(self, name: str) -> Iterator[Path]:
+        target = self.path(name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = target.parent / aside_name()
+        try:
+            yield aside
+            with open(aside, "rb") as f:
+                os.fsync(f.fileno())
+            self._move(aside, target)
+        except OSError as e:
+            if e.errno not in FULL:  # what the writer tripped over elsewhere
+                raise
+            raise self._unwritten(target, e) from e
+        finally:
+            aside.unlink(missing_ok=True)
 
     def put_new(self, name: str, data: bytes) -> bool:
         target = self.path(name)
-        aside = self._write_aside(target, data)
+        aside = self._write_aside(target, lambda f: f.write(data), len(data))
         try:
             os.link(aside, target)
         except FileExistsError:
@@ -148,7 +175,7 @@ class Disk:
             raise self._lost(target) from e
         except OSError as e:
             if e.errno not in NO_LINKS:
-                raise self._unwritten(target, len(data), e) from e
+                raise self._unwritten(target, e, len(data)) from e
             return self._claim(aside, target)
         finally:
             aside.unlink(missing_ok=True)
@@ -197,22 +224,22 @@ class Disk:
             "another machine with another clock, clean up in this folder? Run again: finished parts are kept."
         )
 
-    def _write_aside(self, target: Path, data: bytes) -> Path:
+    def _write_aside(self, target: Path, write: Callable[[IO[bytes]], object], size: int) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         aside = target.parent / aside_name()
         try:
             with open(aside, "wb") as f:
-                f.write(data)
+                write(f)
                 f.flush()
                 os.fsync(f.fileno())
         except OSError as e:
             aside.unlink(missing_ok=True)
-            raise self._unwritten(target, len(data), e) from e
+            raise self._unwritten(target, e, size) from e
         return aside
 
-    def _unwritten(self, target: Path, size: int, error: OSError) -> ResourceError:
+    def _unwritten(self, target: Path, error: OSError, size: int | None = None) -> ResourceError:
         return ResourceError(
-            f"{target}: could not write {size:,} bytes ({error.strerror}). "
+            f"{target}: could not write {'it' if size is None else f'{size:,} bytes'} ({error.strerror}). "
             "Free some space or choose another folder with --workdir, then run again: finished parts are kept."
         )
 

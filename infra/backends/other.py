@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
+from pathlib import Path
 from typing import IO, Any
 
 import fsspec
 
 from infra.backends.base import FileInfo, is_hidden
+from infra.backends.by_scratch import written_in_scratch
 
 
 class Other:
@@ -67,6 +69,12 @@ class Other:
         except FileExistsError:
             return False
         return True
+
+    def put_file(self, name: str, path: Path) -> None:
+        self._fs.put_file(str(path), self.url(name))
+
+    def writing(self, name: str) -> AbstractContextManager[Path]:
+        return written_in_scratch(self, name)
 
     def delete(self, name: str) -> None:
         with suppress(FileNotFoundError):

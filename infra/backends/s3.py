@@ -9,14 +9,17 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import mmap
 import zlib
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
+from infra.backends.by_scratch import written_in_scratch
 from infra.backends.s3_client import Refused
 from infra.backends.s3_read import TAKEN, S3Reader, tag_of
-from infra.errors import ResourceError
+from infra.errors import ResourceError, StoreError
 
 CHUNK = 16 << 20
 """Larger objects are uploaded in chunks of this size: fixed, so that equal bytes give equal uploads and ETags."""
@@ -28,6 +31,9 @@ STARTS = 3
 """How often an upload begins anew that the server has forgotten."""
 STALE_S = 3600.0
 """An unfinished upload of this age belongs to nobody."""
+
+Content = bytes | mmap.mmap
+"""An object's: in memory, or a file whose pieces are read as they are sent."""
 
 _GONE = ("NoSuchUpload", "ConditionalRequestConflict")
 _NEW = {"IfNoneMatch": "*"}
@@ -41,6 +47,17 @@ class S3(S3Reader):
 
     def put_new(self, name: str, data: bytes) -> bool:
         return self._s3.run(self._put_new(name, data))
+
+    def put_file(self, name: str, path: Path) -> None:
+        with open(path, "rb") as f:
+            if path.stat().st_size <= CHUNK:
+                self.put(name, f.read())
+                return
+            with mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:  # what is not being sent is not in memory
+                self._s3.run(self._put(name, data))
+
+    def writing(self, name: str) -> AbstractContextManager[Path]:
+        return written_in_scratch(self, name)
 
     async def _put_new(self, name: str, data: bytes) -> bool:
         won = await self._put(name, data, **_NEW)
@@ -60,11 +77,14 @@ class S3(S3Reader):
             "each other's manifests. Use a server that honours it (docs/storage.md)."
         )
 
-    async def _put(self, name: str, data: bytes, **condition: str) -> bool:
+    async def _put(self, name: str, data: Content, **condition: str) -> bool:
         """Stores and verifies an object; False where the condition was not met."""
         for _ in range(STARTS):
             try:
-                await (self._put_once if len(data) <= CHUNK else self._put_chunks)(name, data, condition)
+                if len(data) <= CHUNK:
+                    await self._put_once(name, data[:], condition)
+                else:
+                    await self._put_chunks(name, data, condition)
                 return True
             except Refused as e:
                 # Refused at once, another was first. Refused after an attempt whose answer was lost, it may be our
@@ -84,7 +104,7 @@ class S3(S3Reader):
         if not self._proven(name, answer, data):
             await self._verify_size(name, len(data), tag_of(answer))
 
-    async def _put_chunks(self, name: str, data: bytes, condition: dict[str, str]) -> None:
+    async def _put_chunks(self, name: str, data: Content, condition: dict[str, str]) -> None:
         chunk = CHUNK
         while len(data) > chunk * MAX_CHUNKS:
             chunk *= 2
@@ -93,7 +113,7 @@ class S3(S3Reader):
 
         async def send(number: int, start: int) -> dict[str, Any]:
             async with slots:
-                block = bytes(data[start : start + chunk])
+                block = data[start : start + chunk]
                 answer = await self._call("UploadPart", name, _GONE, UploadId=upload, PartNumber=number, Body=block)
                 self._proven(name, answer, block)
                 return {"PartNumber": number, "ETag": answer["ETag"]}
@@ -134,11 +154,18 @@ class S3(S3Reader):
         have = "nothing" if found is None else f"{found.size:,} bytes"
         raise ResourceError(f"{self.url(name)}: {size:,} bytes were stored and {have} are there. Run again.")
 
-    async def _holds(self, name: str, data: bytes) -> bool:
-        try:
-            return await self._fetch(name) == data
-        except FileNotFoundError:
+    async def _holds(self, name: str, data: Content) -> bool:
+        found = await self._info(name)
+        if found is None or found.size != len(data):
             return False
+        try:
+            for start in range(0, len(data), CHUNK):
+                stop = min(start + CHUNK, len(data))
+                if await self._fetch(name, start, stop, found.stamp) != data[start:stop]:
+                    return False
+        except (FileNotFoundError, StoreError):  # gone, or replaced meanwhile
+            return False
+        return True
 
     def delete(self, name: str) -> None:
         self._s3.run(self._call("DeleteObject", name, ("NoSuchKey",)))

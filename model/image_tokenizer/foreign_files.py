@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from infra.errors import StoreError
 from infra.storage import Storage
@@ -47,15 +46,8 @@ class ForeignFiles:
     @contextmanager
     def on_disk(self) -> Iterator[ForeignFiles]:
         """These files on a local disk: themselves, or copies that go when the context ends."""
-        if self.folder.local:
-            yield self
-            return
-        with TemporaryDirectory(prefix="calumma-") as aside:
-            for name in self.weights:
-                with open(Path(aside) / name, "wb") as copy:
-                    for chunk in _chunks(self.folder, name):
-                        copy.write(chunk)
-            yield ForeignFiles(Storage(aside), self.weights, self.config)
+        with self.folder.on_disk(self.weights) as folder:
+            yield ForeignFiles(Storage(folder), self.weights, self.config)
 
 
 def find_files(path: str, config: str | None = None) -> ForeignFiles:

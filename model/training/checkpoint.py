@@ -156,9 +156,10 @@ class Checkpoints:
             return
         self._thread.join()
         self._thread = None
-        dist.barrier(self._group)  # rank 0 has committed it
-        if self._failed:
-            raise StoreError(f"{self._store.root}: a checkpoint could not be written: {self._failed[0]}")
+        failed = [self._failed]
+        dist.broadcast_object_list(failed, 0, self._group)  # rank 0 has committed it, or knows why not
+        if failed[0]:
+            raise StoreError(f"{self._store.root}: a checkpoint could not be written: {failed[0][0]}")
 
     def load_latest(self, most: int | None = None) -> Checkpoint | None:
         """Loads the newest checkpoint, of at most ``most`` steps, whose files are whole; None where there is none.
@@ -170,14 +171,32 @@ class Checkpoints:
         for checkpoint in list_checkpoints(self._store):
             if most is not None and checkpoint.step > most:
                 continue
-            if self._whole(checkpoint):
-                self._load(checkpoint)
+            if self._whole(checkpoint, self._store):
+                self._load(checkpoint, self._store)
                 return checkpoint
             if self._rank == 0:
                 self._say(f"{checkpoint.tag} is damaged and is not used")
                 self._remove(checkpoint)
             dist.barrier()
         return None
+
+    def load_from(self, other: Storage, step: int) -> Checkpoint:
+        """Loads a checkpoint of another training's folder; what is saved from here on is this one's own.
+
+        Raises:
+            StoreError: there is none of that step, it is damaged, or it is of another model.
+        """
+        found = {checkpoint.step: checkpoint for checkpoint in list_checkpoints(other)}
+        if step not in found:
+            there = ", ".join(map(str, sorted(found))) or "none"
+            raise StoreError(
+                f"{other.url(FOLDER)}: no checkpoint of step {step}; those kept are of steps: {there}. "
+                "Name one of them in continue_from.step."
+            )
+        if not self._whole(found[step], other):
+            raise StoreError(f"{other.url(found[step].manifest)}: a file that it names is damaged or missing")
+        self._load(found[step], other)
+        return found[step]
 
     def replace(self, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
         """Gives a checkpoint another state, and removes all that are newer, which no longer lead here."""
@@ -225,23 +244,23 @@ class Checkpoints:
             if not self._keep_every or old.step % self._keep_every or not old.step:
                 self._remove(old)
 
-    def _whole(self, checkpoint: Checkpoint) -> bool:
+    def _whole(self, checkpoint: Checkpoint, store: Storage) -> bool:
         """Whether every file is as its manifest says; each rank checks its share and all agree."""
         fine = True
         for want in checkpoint.files[self._rank :: self._world]:
-            fine &= self._store.exists(want.name) and entry_of_file(self._store, want.name) == want
+            fine &= store.exists(want.name) and entry_of_file(store, want.name) == want
         answers: list[bool] = [True] * self._world
         dist.all_gather_object(answers, fine)
         return all(answers)
 
-    def _load(self, checkpoint: Checkpoint) -> None:
+    def _load(self, checkpoint: Checkpoint, store: Storage) -> None:
         names = [f.name for f in checkpoint.files]
         if checkpoint.layout != self._layout:
             if self._rank == 0:
                 self._say(f"{checkpoint.tag} was taken with {checkpoint.layout}; it is read for {self._layout}")
         elif not holds_everything(self._engine):
             names = [name for name in names if name.rsplit("/", 1)[-1].startswith(file_prefix(self._rank))]
-        stored = StoredState(self._store, names)
+        stored = StoredState(store, names)
         for piece in pieces(self._engine, self._model):
             stored.fill(piece)
         finish_loading(self._engine, stored.taken)

@@ -90,6 +90,15 @@ class RampConfig(Config):
     batch: int = Field(ge=1)
 
 
+class ContinueConfig(Config):
+    """A checkpoint of another training, to go on from."""
+
+    training: str = Field(pattern=r"^[a-z]+/[0-9a-f]{12}$")
+    """Its folder in the work folder: ``pretrain/0123456789ab``."""
+    step: int = Field(ge=0)
+    """Steps done in the checkpoint, which must be one that is kept."""
+
+
 class _Run(Config):
     batch: int = Field(ge=1)
     """Sequences a step, over all workers."""
@@ -105,6 +114,9 @@ class _Run(Config):
     """Weight of a picture's labels in the loss, a text's being 1, which is Chameleon's. Captions are a few percent of a
     pair's tokens; a short training learns to read pictures sooner when they weigh more than that."""
     guard: GuardConfig = GuardConfig()
+    continue_from: ContinueConfig | None = None
+    """Begin with the weights, moments, place in the data and steps of another training over the same mixture, in which
+    batch, rates or rules were others. The model must be the same."""
     checkpoint_every: int = Field(default=1000, ge=1)
     keep_checkpoints: int = Field(default=2, ge=1)
     """The newest ones that are kept."""

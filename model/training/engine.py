@@ -54,7 +54,19 @@ def start_engine(module: nn.Module, optimizer: torch.optim.Optimizer, config: di
     deepspeed.logger.setLevel("WARNING")  # a hundred lines at every start and checkpoint otherwise
     deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config, dist_init_required=False)
+    if float32_copies(engine):
+        # To have moments, DeepSpeed took a step without gradients: AdamW counted it, and weights decayed.
+        engine.optimizer.optimizer.state.clear()
+        engine.optimizer.refresh_fp32_params()
     return engine
+
+
+def float32_copies(engine: Any) -> dict[Tensor, Tensor]:
+    """The float32 copies that stand for the parameters in the optimizer, in bf16 without ZeRO; empty otherwise."""
+    pairs = zip(
+        getattr(engine.optimizer, "fp16_groups", ()), getattr(engine.optimizer, "fp32_groups", ()), strict=False
+    )
+    return {p: copy for group, kept in pairs for p, copy in zip(group, kept, strict=True)}
 
 
 def ask_before_steps(engine: Any, allow: Callable[[float], bool]) -> None:
@@ -62,10 +74,10 @@ def ask_before_steps(engine: Any, allow: Callable[[float], bool]) -> None:
 
     Where ``allow(norm)`` is False on all ranks, the step is left out: parameters, moments and Adam's count of steps
     stay, and the gradients are dropped. The norm may be NaN, infinite or negative where gradients are not finite. In
-    bf16 with ZeRO 1 and 2 nothing is asked then, and the step is left out as well.
+    bf16 with ZeRO 1 to 3 nothing is asked then, and the step is left out as well.
 
-    DeepSpeed knows one reason not to take a step, gradients that overflowed, which it sees by their norm. So a step is
-    vetoed by an infinite norm, at the place where each of its optimizers computes it.
+    DeepSpeed knows one reason not to take a step, gradients that overflowed, which it sees by their norm or in a check
+    of its own. There each of its optimizers is asked in its own place (0.19.8).
     """
     optimizer = engine.optimizer
     if hasattr(optimizer, "scaled_global_norm"):  # ZeRO 1 and 2
@@ -87,18 +99,13 @@ def ask_before_steps(engine: Any, allow: Callable[[float], bool]) -> None:
             return groups if allow(float(norm)) else [torch.full_like(norm, math.inf)]
 
         optimizer._get_norm_groups = asked_groups
-    elif hasattr(optimizer, "get_grads_for_norm"):  # bf16 without ZeRO
-        from deepspeed.runtime.utils import get_global_norm_of_tensors
+    elif copies := float32_copies(engine):  # bf16 without ZeRO: averaged over the ranks, and whole on each
 
-        gradients_of = optimizer.get_grads_for_norm
+        def refused() -> bool:
+            norms = [torch.linalg.vector_norm(p.grad, dtype=torch.float32) for p in copies if p.grad is not None]
+            return not allow(float(torch.linalg.vector_norm(torch.stack(norms))))
 
-        def asked_gradients(for_clipping: bool = False) -> Any:
-            found = gradients_of(for_clipping)
-            if for_clipping or allow(float(get_global_norm_of_tensors(found[0]))):
-                return found
-            return [torch.tensor([math.inf], device=engine.device)], {}
-
-        optimizer.get_grads_for_norm = asked_gradients
+        optimizer.overflow_checker.check = refused
     else:  # float32 without ZeRO: torch's optimizer, which leaves parameters without a gradient alone
 
         def clip() -> None:

@@ -34,6 +34,7 @@ from model.training.optimizer import make_optimizer, use_bf16
 from model.training.schedule import factor
 from model.training.step import Stepper, Taken
 from model.training.watch.config import WatchConfig
+from model.training.watch.drawings import Drawings
 from model.training.watch.look import Watch
 from model.training.watch.sinks import require_packages
 from model.training.watch.throughput import Throughput
@@ -57,8 +58,10 @@ class Training:
     """The mixture's folder, for held-out losses."""
     seed: int
     watch: WatchConfig = field(default_factory=WatchConfig)
-    accept_batch: bool = False
-    """Go on from a checkpoint of another batch size, or ramp, with this one from there on."""
+    origin: tuple[Storage, int] | None = None
+    """Another training's folder, and the step of its checkpoint to begin with; its batch may be another one."""
+    drawings: Drawings | None = None
+    """Draws pictures now and then; None: none."""
     report: Callable[[int, int, str], None] = lambda step, total, note: None
     """Called on rank 0 after every step: steps done, steps in all, a short note."""
     observe: Callable[[dict[str, Any]], None] = lambda line: None
@@ -132,6 +135,9 @@ class _Run:
         self.step, self.last = 0, dict[str, Any]()
         if (found := self.checkpoints.load_latest()) is not None:
             self._restore(found)
+        elif job.origin is not None:
+            self._restore(self.checkpoints.load_from(*job.origin), accept_batch=True)
+            self.checkpoints.save(self.step, self._state())  # from here on its own, with the new batch
         elif self.config.guard.rolls_back:
             self.checkpoints.save(0, self._state())  # a rollback may go back to the beginning
         self.total = self.loader.steps
@@ -233,10 +239,10 @@ class _Run:
                 flush=True,
             )
 
-    def _restore(self, found: Checkpoint) -> None:
+    def _restore(self, found: Checkpoint, accept_batch: bool = False) -> None:
         """Everything but the engine's state, which is loaded already."""
         self.step = found.step
-        self.loader.load_state_dict(found.state["loader"], accept_batch=self.job.accept_batch)
+        self.loader.load_state_dict(found.state["loader"], accept_batch=accept_batch)
         self.guard.load_state_dict(found.state["guard"])
         self.last = dict(found.state["last"])
 
@@ -259,12 +265,16 @@ class _Run:
         if self.step % self.config.evaluate_every == 0 or self.step == self.total:
             losses = held_out_losses(self.engine, self.job.mix, self.config.evaluate_sequences, self.loader.micro_batch)
             line["held_out"] = self.last["held_out"] = losses
+        draw = self.job.drawings
+        sheet = None if draw is None else draw.sheet(self.engine, self.job.model, self.step, self.total)
         if self.log is None:
             return
         self.log.total_tokens += line["tokens"]
         line |= {"total_tokens": self.log.total_tokens, "tokens_per_s": round(line["tokens"] / seconds, 1)}
         line |= self.throughput.mfu(line["tokens"] / seconds)
         self.log.write(line)
+        if sheet is not None:
+            self.log.show("drawings", sheet, self.step)
         self.job.observe(line)
         note = f"{self.loader.stage}: loss {line['loss']:.3f}, {line['tokens_per_s']:,.0f} tokens/s"
         self.job.report(self.step, self.total, note)

@@ -7,8 +7,6 @@ else the figures go is in ``watch/sinks.py``.
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from infra.growing import GrowingFiles
 from infra.storage import Storage
 from model.training.watch.config import WatchConfig
 from model.training.watch.sinks import open_sinks
@@ -26,26 +25,19 @@ METRICS = "metrics.jsonl"
 class MetricsLog:
     """Appends to ``metrics.jsonl`` and to other sinks; on resuming, lines past the checkpoint are dropped.
 
-    On S3, which cannot append, the file is kept beside and uploaded by :meth:`keep` at every checkpoint.
+    On S3, which cannot append, all files lie in scratch and are uploaded by :meth:`keep` at every checkpoint.
     """
 
     def __init__(self, store: Storage, first_step: int, watch: WatchConfig | None = None) -> None:
-        self._store = store
-        self._temporary: Path | None = None
-        if store.local:
-            self._path = store.path(METRICS)
-        else:
-            self._temporary = Path(tempfile.mkdtemp(prefix="calumma-"))
-            self._path = self._temporary / METRICS
-            self._path.write_bytes(store.get_or_none(METRICS) or b"")
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._files = GrowingFiles(store, [METRICS])
+        self._path = self._files.path / METRICS
         kept = [line for line in _whole_lines(self._path) if json.loads(line)["step"] <= first_step]
         self.total_tokens = int(json.loads(kept[-1]).get("total_tokens", 0)) if kept else 0
         aside = self._path.with_suffix(".aside")  # a kill here must not cost the lines so far
         aside.write_text("".join(kept), encoding="utf-8")
         aside.replace(self._path)
         self._file = self._path.open("a", encoding="utf-8")
-        self._sinks = open_sinks(watch or WatchConfig(), store, first_step)
+        self._sinks = open_sinks(watch or WatchConfig(), store, self._files.path, first_step)
 
     def write(self, line: dict[str, Any]) -> None:
         """Writes one step's line; it is on the file system when this returns."""
@@ -64,16 +56,13 @@ class MetricsLog:
         """Makes everything so far lasting."""
         for sink in self._sinks:
             sink.keep()
-        if self._temporary is not None:
-            self._store.put(METRICS, self._path.read_bytes())
+        self._files.keep()
 
     def close(self) -> None:
-        self.keep()
         self._file.close()
         for sink in self._sinks:
             sink.close()
-        if self._temporary is not None:
-            shutil.rmtree(self._temporary, ignore_errors=True)
+        self._files.close()
 
 
 def read_metrics(store: Storage) -> list[dict[str, Any]]:

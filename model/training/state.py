@@ -17,6 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from model.training.engine import float32_copies
+
 KINDS = ("weight", "exp_avg", "exp_avg_sq")
 
 
@@ -37,14 +39,16 @@ def pieces(engine: Any, model: nn.Module) -> list[Piece]:
     """The pieces of ``model``'s parameters on this rank, in the order of the parameters.
 
     ``engine`` is the DeepSpeed engine around ``model``, with torch's AdamW. Where AdamW has no moments yet, it gets
-    those that it would begin with: zeros. Without ZeRO and in float32, every rank holds everything.
+    those that it would begin with: zeros. Without ZeRO every rank holds everything.
     """
-    return [_piece(engine, name, *place) for name, p in model.named_parameters() if (place := _place(engine, p))]
+    copies = float32_copies(engine)
+    places = ((name, _place(engine, p, copies.get(p, p))) for name, p in model.named_parameters())
+    return [_piece(engine, name, *place) for name, place in places if place is not None]
 
 
 def holds_everything(engine: Any) -> bool:
     """Whether each rank holds all parameters whole."""
-    return engine.optimizer is _adam(engine)
+    return engine.optimizer is _adam(engine) or bool(float32_copies(engine))
 
 
 def steps_taken(engine: Any) -> int:
@@ -61,7 +65,9 @@ def finish_loading(engine: Any, taken: int) -> None:
     optimizer = engine.optimizer
     for state in _adam(engine).state.values():
         state["step"].fill_(taken)
-    if hasattr(optimizer, "update_lp_params"):  # ZeRO 1 and 2, and bf16 without
+    for p, copy in float32_copies(engine).items():
+        p.detach().copy_(copy.detach())
+    if hasattr(optimizer, "update_lp_params"):  # ZeRO 1 and 2
         optimizer.update_lp_params()
     elif hasattr(optimizer, "fp32_partitioned_groups_flat"):  # ZeRO 3
         optimizer.checkpoint_event_prologue()
@@ -78,23 +84,23 @@ def _adam(engine: Any) -> torch.optim.Optimizer:
     return found
 
 
-def _place(engine: Any, p: Any) -> tuple[Tensor, int, int, int, tuple[int, ...]] | None:
-    """The flat tensor that AdamW steps, where in it the piece begins, its length, its start in the parameter, and the
-    parameter's shape; None where the piece is empty."""
+def _place(engine: Any, p: Any, whole: Tensor) -> tuple[Tensor, int, int, int, tuple[int, ...]] | None:
+    """The tensor that AdamW steps, where in it the piece begins, its length, its start in the parameter, and the
+    parameter's shape; None where the piece is empty. ``whole`` is what AdamW steps where nothing is partitioned."""
     optimizer = engine.optimizer
     if hasattr(p, "ds_id"):  # ZeRO 3: every parameter in equal parts, the last one padded
         group, at, padded = optimizer.grad_position[optimizer.get_param_id(p)]
         start = dist.get_rank() * p.ds_tensor.ds_numel
         length = min(padded, p.ds_numel - start)
         flat, shape = optimizer.fp32_partitioned_groups_flat[group], tuple(p.ds_shape)
-    elif hasattr(p, "_hp_mapping"):  # ZeRO 1 and 2, and bf16 without: a stretch of the group's flat parameters
+    elif hasattr(p, "_hp_mapping"):  # ZeRO 1 and 2: a stretch of the group's flat parameters
         if (mapping := p._hp_mapping) is None:
             return None
         flat, shape = _adam(engine).param_groups[mapping.param_group_index]["params"][0], tuple(p.shape)
         at, length = mapping.hp_fragment_address.start, mapping.hp_fragment_address.numel
         start = mapping.lp_fragment_address.start
     else:
-        flat, at, length, start, shape = p, 0, p.numel(), 0, tuple(p.shape)
+        flat, at, length, start, shape = whole, 0, p.numel(), 0, tuple(p.shape)
     return (flat, at, length, start, shape) if length > 0 else None
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
@@ -76,14 +74,8 @@ def read_config(store: Storage) -> tuple[TransformerConfig, int]:
 def open_weights(store: Storage) -> Iterator[SafetensorsFiles]:
     """The weights of a folder of safetensors files, read as they are asked for; from S3 by way of a local copy."""
     names = weight_files(store)
-    with TemporaryDirectory(prefix="calumma-") as aside:
-        for name in () if store.local else names:
-            with store.open(name) as source, open(Path(aside) / name, "wb") as copy:
-                while block := source.read(16 << 20):
-                    copy.write(block)
-        folder = store.path() if store.local else Path(aside)
-        with SafetensorsFiles([folder / name for name in names]) as weights:
-            yield weights
+    with store.on_disk(names) as folder, SafetensorsFiles([folder / name for name in names]) as weights:
+        yield weights
 
 
 def meta_transformer(config: TransformerConfig, vocabulary_size: int) -> Transformer:

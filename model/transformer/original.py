@@ -203,10 +203,11 @@ def config_of(
 def save_original(
     store: Storage, config: TransformerConfig, vocabulary_size: int, weights: Mapping[str, Tensor]
 ) -> list[str]:
-    """Writes the shards, one after the other, and ``params.json``; their names. On a local disk only."""
+    """Writes the shards, one after the other, and ``params.json``; their names."""
     names = shard_names(config.qk_norm_shards)
     store.put(PARAMS, (json.dumps(params_of(config, vocabulary_size), indent=1) + "\n").encode())
     for name, shard in zip(names, to_original(weights, config), strict=True):
         # A clone, since torch.save would write all of the larger tensor that a part is a view of.
-        torch.save({tensor: shard[tensor].clone() for tensor in shard}, store.path(name))
+        with store.writing(name) as path:
+            torch.save({tensor: shard[tensor].clone() for tensor in shard}, path)
     return [PARAMS, *names]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from infra.errors import StoreError
+from infra.errors import ResourceError, StoreError
 from infra.storage import Storage
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -104,8 +104,12 @@ def save_tensors(
     Args:
         tensors: Asked for one by one, in the order of ``shapes``; written as ``dtype``.
         shapes: Of all of them, known beforehand, so that the shards can be planned.
+
+    Raises:
+        ResourceError: There is no room for one, where it belongs or in scratch.
     """
-    from safetensors.torch import save
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
 
     sizes = {name: dtype.itemsize * torch.Size(shape).numel() for name, shape in shapes.items()}
     shards = plan_shards(sizes, shard_bytes)
@@ -114,7 +118,14 @@ def save_tensors(
     for file, shard in zip(names, shards, strict=True):
         # Tensors may be parts of larger ones; only what is copied is contiguous and shares nothing.
         held = {n: tensors[n].detach().to("cpu", dtype).contiguous().clone() for n in sorted(shard)}
-        store.put(file, save(held, metadata={"format": "pt"}))
+        try:
+            with store.writing(file) as path:
+                save_file(held, path, metadata={"format": "pt"})
+        except SafetensorError as e:
+            raise ResourceError(
+                f"{store.url(file)}: could not be written ({e}). Is the disk full? Free some space (in TMPDIR, "
+                "where the store is on S3), then run again."
+            ) from e
         del held
     store.delete(INDEX if of == 1 else WEIGHTS)  # of weights that lay here before, cut otherwise
     if of == 1:

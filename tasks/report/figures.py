@@ -42,7 +42,9 @@ STYLE: Any = {
     "xtick.labelcolor": "#4a525c",
     "ytick.labelcolor": "#4a525c",
     "lines.linewidth": 1.6,
-    "legend.frameon": False,
+    "legend.facecolor": "white",
+    "legend.edgecolor": "none",
+    "legend.framealpha": 0.75,
     "legend.fontsize": 8.5,
 }
 

@@ -14,15 +14,18 @@ from infra.store.samples import SAMPLES
 from infra.store.tables import read_table
 from tasks.report import figures
 from tasks.report.figures import Bands, Line
-from tasks.report.html import png_uri
+from tasks.report.html import png_uri, uri
 from tasks.report.read import Run, in_order
 from tasks.steps import BY_NAME
 from tasks.train import fertility
 from tasks.train.curves import training_plots
+from tasks.train.drawings import course
 from tasks.train.history import History
 
 CODES_READ = 20_000_000
 """Codes counted for the codebook's use, at most."""
+SHEETS_SHOWN = 6
+"""Of the sheets that a training drew, at most."""
 
 
 def ledger(run: Run) -> list[dict[str, Any]]:
@@ -164,7 +167,22 @@ def training(run: Run, step: str) -> dict[str, Any] | None:
         for plot in training_plots(History(lines), colours(run))
     ]
     spikes = [line["step"] for line in lines if "spike" in line]
-    return {"panels": panels, "facts": facts, "spikes": spikes, "steps": lines[-1]["step"]}
+    return {
+        "panels": panels,
+        "facts": facts,
+        "spikes": spikes,
+        "steps": lines[-1]["step"],
+        "strip": _strip(run, step),
+    }
+
+
+def _strip(run: Run, step: str) -> dict[str, Any] | None:
+    """What a training drew for held-out captions as it went on, a row a caption; None where it drew nothing."""
+    steps, captions = course(run.context.store(step), SHEETS_SHOWN)
+    if not captions:
+        return None
+    rows = [{"words": c.words, "original": uri(c.original), "drawn": [uri(p) for p in c.drawn]} for c in captions]
+    return {"steps": steps, "rows": rows}
 
 
 def stretches(lines: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, float]]:

@@ -16,15 +16,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from shutil import rmtree
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from infra.backends.aside import aside_name
 from infra.errors import SourceError
+from infra.scratch import own_folder
 from tasks.scan.config import SelectConfig
 
 KEEP, EXACT, PERCEPTUAL, NEAR = range(4)
@@ -200,19 +199,15 @@ def duplicates(config: SelectConfig, folder: Path) -> Iterator[Duplicates]:
     """A database for one source; its files, in a folder of their own below ``folder``, go at the end."""
     import duckdb
 
-    aside = folder / aside_name()
-    aside.mkdir(parents=True)
-    settings = {
-        "memory_limit": f"{config.memory_mb}MB",
-        "temp_directory": f"{aside}/spilled",
-        "preserve_insertion_order": "false",
-        "threads": "1",
-    }
-    try:
-        connection = duckdb.connect(f"{aside}/select.duckdb", config=settings)
+    with own_folder(folder) as own:
+        settings = {
+            "memory_limit": f"{config.memory_mb}MB",
+            "temp_directory": f"{own}/spilled",
+            "preserve_insertion_order": "false",
+            "threads": "1",
+        }
+        connection = duckdb.connect(f"{own}/select.duckdb", config=settings)
         try:
             yield Duplicates(connection, config)
         finally:
             connection.close()
-    finally:
-        rmtree(aside, ignore_errors=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from infra.errors import SourceError
 from infra.storage import Storage
@@ -34,17 +33,12 @@ def file_bytes(path: str, folder: str | Path, key: str) -> bytes:
 def local_file(path: str, folder: str | Path, key: str) -> Iterator[Path]:
     """The file on a local disk: itself, or a copy that goes when the context ends."""
     storage, name = located(path, folder)
-    if storage.local:
-        if storage.info(name) is None:
-            raise SourceError(
-                f"{storage.url(name)}: no such file; correct {key}. Relative paths start at the recipe's folder."
-            )
-        yield storage.path(name)
-        return
-    with TemporaryDirectory(prefix="calumma-") as aside:
-        copy = Path(aside) / name
-        copy.write_bytes(file_bytes(path, folder, key))
-        yield copy
+    if storage.info(name) is None:
+        raise SourceError(
+            f"{storage.url(name)}: no such file; correct {key}. Relative paths start at the recipe's folder."
+        )
+    with storage.on_disk([name]) as found:
+        yield found / name
 
 
 def identities(config: ScanConfig, folder: str | Path) -> dict[str, str]:

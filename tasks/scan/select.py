@@ -7,20 +7,17 @@ retry adds loses against all that was there before. Memory is flat: ``select.mem
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from shutil import rmtree
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from infra.backends.aside import maker_lives
-from infra.backends.base import ASIDE
 from infra.home import is_remote, local_side
+from infra.scratch import sweep_scratch
 from infra.storage import Storage
 from infra.store.commit import PARTS
 from infra.store.manifest import Rows
@@ -41,9 +38,6 @@ from tasks.scan.items import all_items
 from tasks.scan.selected import work_items
 from tasks.scan.tables import KEPT, SCAN, SELECT
 from tasks.sources.base import WorkItem
-
-FORGOTTEN_S = 86_400
-"""Seconds without a change after which what a search on another machine left in a shared folder is nobody's."""
 
 
 class SelectWorker:
@@ -99,7 +93,7 @@ def run(context: StepContext) -> None:
     # Source by source, so that each is searched once; the manifest lists them as scan does.
     order = {source.name: place for place, source in enumerate(context.recipe.sources)}
     by_source: list[WorkItem] = sorted(items, key=lambda i: order[i.source])
-    _sweep(scratch(context))
+    sweep_scratch(scratch(context))
     worker = SelectWorker(context, all_items(context.store("scan"), finished=True))
     try:
         run_items(context, by_source, lambda _: worker, workers=0)
@@ -137,19 +131,3 @@ def _numbers(column: pa.ChunkedArray, width: int) -> Column:
 def scratch(context: StepContext) -> Path:
     """Where the search's files lie: on this machine, also where the work folder is on S3."""
     return local_side(context.root) / "scratch"
-
-
-def _sweep(folder: Path) -> None:
-    """Removes what searches left that were killed."""
-    for left in folder.glob(f"{ASIDE}*"):
-        lives = maker_lives(left.name)
-        if lives is False or (lives is None and time.time() - _last_change(left) > FORGOTTEN_S):
-            rmtree(left, ignore_errors=True)
-
-
-def _last_change(folder: Path) -> float:
-    newest = 0.0
-    for path in (folder, *folder.rglob("*")):
-        with suppress(OSError):
-            newest = max(newest, path.stat().st_mtime)
-    return newest

@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from infra.errors import CalummaError, ResourceError, StepFailed
+from infra.errors import CalummaError, ResourceError, StepFailed, StepStopped
 from infra.storage import Storage
 from tasks.context import StepContext
 
@@ -93,7 +93,8 @@ def launch(context: StepContext, train_function: TrainFunction, arguments: dict[
 
     Raises:
         ResourceError: the cluster has too few CPUs or accelerators for the workers.
-        StepFailed: a worker raised, workers died too often, or the job was asked to stop.
+        StepFailed: a worker raised, or workers died too often.
+        StepStopped: the job was asked to stop.
     """
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # workers keep the job's folder: recipes hold relative paths
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # the end is noticed within half a second
@@ -125,7 +126,7 @@ def launch(context: StepContext, train_function: TrainFunction, arguments: dict[
                     ) from error
                 print(f"training workers failed ({_last_line(error)}); starting them again ({deaths})", flush=True)
     if context.workdir.exists(stop_file(context.job)):
-        raise StepFailed(f"step {context.step} was stopped on request. Run again: it goes on from its last checkpoint.")
+        raise StepStopped(f"step {context.step} was stopped on request. Run again to go on from its last checkpoint.")
 
 
 def _trainer(context: StepContext, function: TrainFunction, arguments: dict[str, Any], attempt: int) -> Any:

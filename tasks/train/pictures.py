@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import heapq
-import shutil
-import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +28,6 @@ from tasks.scan.selected import selected, selected_rows, work_items
 from tasks.sources.base import WorkItem
 from tasks.train.boxes import as_rows, faces_in_square, salient_boxes
 
-ASIDE = "calumma-pictures-"
 TRAINING = "scratch/training.u8"
 HELD_OUT = "scratch/held-out.u8"
 FACES = "scratch/training.faces.i16"
@@ -104,32 +102,18 @@ def collect(context: StepContext) -> None:
     total = len(choice.training) + len(choice.held_out)
     store.need(total * side * side * 3, "the scratch copy of the pictures to train on")
     store.sweep("scratch")
-    if store.local:
-        for left in store.path().glob(f"{ASIDE}*"):  # of a run that was killed
-            shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(dir=_near(store), prefix=ASIDE) as folder:
-        names = {name: Path(folder) / name.rpartition("/")[2] for name in SCRATCH}
-        files = {name: path.open("wb") for name, path in names.items()}
-        try:
-            for done, (facts, pixels) in enumerate(_squares(context, choice), 1):
-                if facts.sha256 in choice.training:
-                    faces = faces_in_square(facts.faces, facts.width, facts.height, side)
-                    objects = salient_boxes(pixels, boxes) if training.objects_weigh else []
-                    files[TRAINING].write(pixels.tobytes())
-                    files[FACES].write(as_rows(faces, boxes).tobytes())
-                    files[OBJECTS].write(as_rows(objects, boxes).tobytes())
-                else:
-                    files[HELD_OUT].write(pixels.tobytes())
-                context.progress.update(done, total, "pictures", note="reading pictures")
-        finally:
-            for file in files.values():
-                file.close()
-        for name, path in names.items():
-            if store.local:
-                store.path(name).parent.mkdir(parents=True, exist_ok=True)
-                path.replace(store.path(name))
+    with ExitStack() as stack:
+        files = {name: stack.enter_context(_new_file(store, name)) for name in SCRATCH}
+        for done, (facts, pixels) in enumerate(_squares(context, choice), 1):
+            if facts.sha256 in choice.training:
+                faces = faces_in_square(facts.faces, facts.width, facts.height, side)
+                objects = salient_boxes(pixels, boxes) if training.objects_weigh else []
+                files[TRAINING].write(pixels.tobytes())
+                files[FACES].write(as_rows(faces, boxes).tobytes())
+                files[OBJECTS].write(as_rows(objects, boxes).tobytes())
             else:
-                store.put(name, path.read_bytes())
+                files[HELD_OUT].write(pixels.tobytes())
+            context.progress.update(done, total, "pictures", note="reading pictures")
 
 
 def load_pictures(store: Storage, name: str, side: int) -> Pixels:
@@ -151,12 +135,11 @@ def discard(store: Storage) -> None:
         store.delete(name)
 
 
-def _near(store: Storage) -> str | None:
-    """Where a file can be moved into the storage from; anywhere, if it is not a local disk."""
-    if not store.local:
-        return None
-    store.path().mkdir(parents=True, exist_ok=True)
-    return str(store.path())
+@contextmanager
+def _new_file(store: Storage, name: str) -> Iterator[IO[bytes]]:
+    """A file to write piece by piece, which is there, whole, when the context has ended without an error."""
+    with store.writing(name) as path, path.open("wb") as file:
+        yield file
 
 
 def _squares(context: StepContext, choice: Choice) -> Iterator[tuple[ImageFacts, Pixels]]:

@@ -15,6 +15,7 @@ from model.training.config import FinetuneConfig, PretrainConfig
 from model.transformer.config import TransformerConfig
 from tasks.context import StepContext
 from tasks.progress import Progress
+from tasks.train.drawings import asked_for, sheet_files, start_drawing
 from tasks.train.history import History
 from tasks.train.launch import StopRequest, launch
 from tasks.train.live import LiveCurves, curves_file
@@ -49,14 +50,18 @@ def run_training(
         "store": store.root,
         "mix": context.store("mix").root,
         "start": None if start is None else start.root,
+        "origin": None
+        if config.continue_from is None
+        else (context.workdir.sub(config.continue_from.training).root, config.continue_from.step),
         "workdir": context.root,
         "job": context.job,
+        "drawings": asked_for(context, run),
     }
     launch(context, train_worker, arguments)
     facts: dict[str, Any] = json.loads(store.get(FACTS))
     history = History(read_metrics(store))
     store.put(CURVES, training_png(history, [source.name for source in recipe.sources]))
-    files = [*facts.pop("files"), CURVES]
+    files = [*facts.pop("files"), CURVES, *sheet_files(store)]
     context.finish(files=[entry_of_file(store, name) for name in files], facts=facts)
 
 
@@ -76,6 +81,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
     store, mix = Storage(arguments["store"]), Storage(arguments["mix"])
     model_config: TransformerConfig = arguments["model"]
     size: int = arguments["vocabulary_size"]
+    origin: tuple[str, int] | None = arguments["origin"]
     if arguments["start"] is None:
         model = Transformer(model_config, size).initialise(arguments["seed"])
     else:
@@ -102,6 +108,8 @@ def train_worker(arguments: dict[str, Any]) -> None:
             mix=mix,
             seed=arguments["seed"],
             watch=arguments["watch"],
+            origin=None if origin is None else (Storage(origin[0]), origin[1]),
+            drawings=start_drawing(arguments["drawings"], store, progress),
             report=lambda step, total, note: progress.update(step, total, "steps", note=note),
             observe=LiveCurves(workdir, job, store, arguments["sources"]),
             should_stop=StopRequest(arguments["workdir"], arguments["job"]),

@@ -113,3 +113,45 @@ def test_a_missing_file_is_told_by_every_way_of_reading(tmp_path: Path) -> None:
         pass
     with pytest.raises(FileNotFoundError, match="mine"), store.open("x"):
         raise FileNotFoundError("mine")  # an error of the block is its own
+
+
+def half_written(store: Storage, name: str, error: Exception) -> None:
+    with store.writing(name) as path:
+        path.write_bytes(b"half")
+        raise error
+
+
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_libraries_write_and_read_local_files(tmp_path: Path, on_disk: bool) -> None:
+    store = Storage(tmp_path / "store" if on_disk else f"memory://{tmp_path.name}")
+    with store.writing("deep/x.bin") as path:
+        path.write_bytes(b"12345")
+        assert list(store.find()) == []
+        assert path.parent == tmp_path / "store" / "deep" or not on_disk, "it is moved, not copied"
+    assert store.get("deep/x.bin") == b"12345"
+    with pytest.raises(ZeroDivisionError):
+        half_written(store, "deep/x.bin", ZeroDivisionError())
+    assert store.get("deep/x.bin") == b"12345"
+    assert [f.name for f in store.find()] == ["deep/x.bin"]
+
+    (tmp_path / "log").write_bytes(b"line\n")
+    store.put_file("log", tmp_path / "log")
+    assert store.get("log") == (tmp_path / "log").read_bytes() == b"line\n"
+
+    with store.on_disk(["deep/x.bin", "log"]) as folder:
+        assert (folder / "deep" / "x.bin").read_bytes() == b"12345"
+        assert (folder == tmp_path / "store") == on_disk
+    assert folder.exists() == on_disk
+    with pytest.raises(StoreError, match="no: no such file"), store.on_disk(["log", "no"]):
+        pass
+    store.fetch(["deep/x.bin"], tmp_path / "copies")
+    assert (tmp_path / "copies" / "deep" / "x.bin").read_bytes() == b"12345"
+
+
+def test_a_disk_that_fills_up_under_a_library_is_told(tmp_path: Path) -> None:
+    store = Storage(tmp_path)
+    with pytest.raises(ResourceError, match=rf"{tmp_path}/x: could not write it \(No space left"):
+        half_written(store, "x", OSError(28, "No space left on device"))
+    with pytest.raises(PermissionError, match="elsewhere"):  # nothing of this file
+        half_written(store, "x", PermissionError(13, "elsewhere"))
+    assert list(tmp_path.iterdir()) == []

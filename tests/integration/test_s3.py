@@ -1,74 +1,94 @@
-"""The data plane with its sources and its work folder on a real S3 server that falters."""
+"""The whole pipeline with its work folder on a real S3 server that falters, its training killed in the middle."""
 
 from __future__ import annotations
 
-import hashlib
+import json
 import os
-import subprocess
-import sys
+import signal
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
-from benchmarks.kill_campaign import write_recipe
+from infra.home import local_side
+from infra.processes import MARK
+from infra.ray_local import recorded_ray
 from infra.storage import Storage
-from infra.store.commit import PARTS, load_parts, load_step
+from infra.store.commit import load_step
+from model.training.checkpoint import list_checkpoints
+from model.training.monitors import read_metrics
 from tasks.fingerprint import fingerprints, folder_of
-from tasks.recipe import Recipe, load_recipe
-from tasks.steps import STORES
+from tasks.steps import NAMES
+from tests.integration import toy
 from tests.s3.proxy import Proxy
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
+TIMED = ("metrics.jsonl", "curves.png")
+"""Files of the trainings that hold how fast they went."""
 
 
-def calumma(*words: str, code: int = 0) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "flows.cli", *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160"},
-    )
-    assert done.returncode == code, done.stdout
-    return done.stdout
-
-
-def tables(workdir: str, recipe: Recipe) -> dict[str, str]:
-    """sha256 of every table of the four stores, by step and name."""
-    found, prints = {}, fingerprints(recipe, Storage(workdir))
-    for step in STORES:
-        store = Storage(workdir).sub(folder_of(step, prints[step]))
-        for name in store.list(PARTS, ".parquet"):
-            found[f"{step}/{name}"] = hashlib.sha256(store.get(f"{PARTS}/{name}")).hexdigest()
+def training_workers(workdir: str) -> list[psutil.Process]:
+    """The processes that this run trains with."""
+    record = recorded_ray(local_side(workdir))
+    found = []
+    for process in toy.processes("RayTrainWorker"):
+        with suppress(psutil.Error):
+            if record is not None and any(p.environ().get(MARK) == record.mark for p in process.parents()):
+                found.append(process)
     return found
 
 
-def test_on_s3_as_on_a_disk(s3_bucket: str, faulty_s3: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_whole_run_on_s3_with_its_training_killed(
+    undisturbed: Path, s3_bucket: str, faulty_s3: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    recipe_file = write_recipe(tmp_path / "corpus", 240, 0)
-    calumma("run", str(recipe_file), "--workdir", str(tmp_path / "disk"), "--to", "tokenize")
-
-    bucket = Storage(s3_bucket)
-    for path in sorted(p for p in (tmp_path / "corpus").rglob("*") if p.is_file()):
-        bucket.put(path.relative_to(tmp_path / "corpus").as_posix(), path.read_bytes())
-    on_disk = load_recipe(recipe_file)
-    sets = [w for s in on_disk.sources for w in ("--set", f"sources.{s.name}.path={s3_bucket}/{s.path}")]
+    workdir, recipe = f"{s3_bucket}/work", toy.toy_recipe()
     bursts = [fault for _ in range(2) for fault in ("slow_down", "error", "lose", "cut", "refuse")]
     for fault in bursts:
         faulty_s3.add(fault, times=3, after=30)
-    workdir = f"{s3_bucket}/work"
-    output = calumma("run", str(recipe_file), "--workdir", workdir, "--to", "tokenize", *sets)
-    assert faulty_s3.done == dict.fromkeys(bursts, 6), output
+    prints = fingerprints(recipe)
+    here, there = (
+        {step: Storage(root).sub(folder_of(step, prints[step])) for step in NAMES} for root in (undisturbed, workdir)
+    )
 
-    on_s3 = load_recipe(recipe_file, sets[1::2])
-    assert tables(workdir, on_s3) == tables(str(tmp_path / "disk"), on_disk)
-    for step in STORES:
-        store = Storage(workdir).sub(folder_of(step, fingerprints(on_s3, Storage(workdir))[step]))
-        manifest = load_step(store)
-        assert manifest is not None
-        assert all(rows.balance == 0 for rows in manifest.rows.values())
-        assert all(part.rows.balance == 0 for part in load_parts(store, manifest.parts))
-    assert "Nothing to do: 6 of 6" in calumma("run", str(recipe_file), "--workdir", workdir, "--to", "tokenize", *sets)
-    calumma("ledger", workdir)
+    flow = toy.start(workdir)
+    try:
+        toy.wait_for(lambda: bool(list_checkpoints(there["pretrain"])) or flow.poll() is not None, 800, "a checkpoint")
+        faulty_s3.add("lose", method="PUT", path="pretrain/.*checkpoints", times=2)
+        faulty_s3.add("cut", method="GET", path="pretrain/.*checkpoints", times=2)
+        victims = training_workers(workdir)
+        assert victims, "no process trains"
+        assert load_step(there["pretrain"]) is None, "the training was over before it was killed"
+        for process in victims:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(signal.SIGKILL)
+        output, _ = flow.communicate()
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(flow.pid, signal.SIGTERM)
+    assert flow.returncode == 0, output
+    assert faulty_s3.done == {"slow_down": 6, "error": 6, "lose": 8, "cut": 8, "refuse": 6}
+    assert f"Report: {there['report'].url('report.html')}" in output
+    assert "<svg" in there["report"].get("report.html").decode()
+
+    for step in NAMES[:-1]:
+        ours, theirs = load_step(there[step]), load_step(here[step])
+        assert ours is not None
+        assert theirs is not None
+        assert all(rows.balance == 0 for rows in ours.rows.values())
+        assert ours.parts_digest == theirs.parts_digest, step
+        assert [f.name for f in ours.files] == [f.name for f in theirs.files], step
+        assert [f for f in ours.files if f.name not in TIMED] == [f for f in theirs.files if f.name not in TIMED], step
+
+    job = f"runs/jobs/pretrain-{prints['pretrain']}-1/log.txt"
+    assert "starting them again (1)" in Storage(workdir).get(job).decode()
+    lines, undisturbed_lines = read_metrics(there["pretrain"]), read_metrics(here["pretrain"])
+    assert [line["step"] for line in lines] == list(range(1, len(undisturbed_lines) + 1))
+    assert [line["loss"] for line in lines] == [line["loss"] for line in undisturbed_lines]
+    starts = there["pretrain"].list("tensorboard")
+    assert len(starts) == 2, "event files of both starts"
+    assert json.loads(there["pretrain"].get("training.json"))["steps"] == len(lines)
+
+    assert "Nothing to do: 12 of 12" in toy.run(workdir)
     assert not list((tmp_path / "state").rglob("ray.json")), "the local Ray of a run on S3 is ended, too"

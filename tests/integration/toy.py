@@ -39,12 +39,12 @@ def toy_recipe(*more: str) -> Recipe:
     return load_recipe("emoji", [*TOY, *more])
 
 
-def command(workdir: Path, *words: str, settings: tuple[str, ...] = ()) -> list[str]:
+def command(workdir: Path | str, *words: str, settings: tuple[str, ...] = ()) -> list[str]:
     sets = [w for s in (*TOY, *settings) for w in ("--set", s)]
     return [sys.executable, "-m", "flows.cli", "run", "emoji", "--workdir", str(workdir), *sets, *words]
 
 
-def start(workdir: Path, *words: str, settings: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+def start(workdir: Path | str, *words: str, settings: tuple[str, ...] = ()) -> subprocess.Popen[str]:
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command(workdir, *words, settings=settings),
@@ -56,7 +56,7 @@ def start(workdir: Path, *words: str, settings: tuple[str, ...] = ()) -> subproc
     )
 
 
-def run(workdir: Path, *words: str, settings: tuple[str, ...] = (), code: int = 0) -> str:
+def run(workdir: Path | str, *words: str, settings: tuple[str, ...] = (), code: int = 0) -> str:
     process = start(workdir, *words, settings=settings)
     output, _ = process.communicate()
     assert process.returncode == code, output

@@ -163,6 +163,19 @@ def test_refusals_name_file_and_tensor(transformer: Transformer, tokenizers: Tok
             dict(found.weights)
 
 
+def test_an_export_on_s3_is_the_same_and_is_checked_there(
+    transformer: Transformer, tokenizers: Tokenizers, finetuned: Storage, tmp_path: Path, s3_bucket: str
+) -> None:
+    here, there = Storage(tmp_path), Storage(s3_bucket)
+    for store in (here, there):
+        export_folder(store, transformer.config, transformer.state_dict(), tokenizers, 64, 100_000)
+        save_original(store.sub("original"), transformer.config, VOCABULARY.size, transformer.state_dict())
+    assert [f.name for f in here.find()] == [f.name for f in there.find()]
+    assert all(here.get(f.name) == there.get(f.name) for f in here.find() if not f.name.endswith(".pth"))
+    assert check_export(there, finetuned, tokenizers, 64)["max_abs_diff"] < 1e-4
+    check_original(there.sub("original"), finetuned)
+
+
 def test_the_original_layout_is_checked_after_writing(
     transformer: Transformer, finetuned: Storage, tmp_path: Path
 ) -> None:

@@ -91,6 +91,8 @@ def test_unknown_recipe_names_the_known(tmp_path: Path) -> None:
         ("image_tokenizer.codes=512", "they must be equal"),
         ("mix.sequence_length=512", "a picture is 1026 tokens"),
         ("model.heads=3", "dim is 4096 with 3 heads"),
+        ("pretrain.continue_from={training: finetune/0123456789ab, step: 5}", "it must be a folder pretrain/"),
+        ("pretrain.continue_from={training: ../elsewhere, step: 5}", "pretrain.continue_from.training: .*pattern"),
     ],
 )
 def test_faults_are_explained(path: Path, setting: str, says: str) -> None:

@@ -26,6 +26,7 @@ from model.data.loader import make_batch
 from model.image_tokenizer.load import save_image_tokenizer
 from model.image_tokenizer.quantize import kmeans
 from model.image_tokenizer.vqgan import VQModel, normalise
+from model.training.watch.config import DrawingsConfig, WatchConfig
 from model.transformer.load import save_transformer
 from model.transformer.model import Transformer
 from model.vocabulary import PAD
@@ -43,6 +44,7 @@ from tasks.sheets import png
 from tasks.sources.base import BadRow, BaseSource, RawImage, RawSample, Segment, WorkItem
 from tasks.steps import NAMES
 from tasks.train import text_tokenizer
+from tasks.train.drawings import Sheets, asked_for, sheet_files
 
 COLOURS = {"red": "#d62728", "blue": "#1f77b4", "green": "#2ca02c", "black": "#222222"}
 SHAPES = ("circle", "square", "triangle", "cross", "ring", "bar")
@@ -212,6 +214,18 @@ def _pretrain(context: StepContext) -> None:
     )
 
 
+def _draw(context: StepContext) -> list[str]:
+    """Sheets of arbitrary pictures, as if drawn while training."""
+    watch = WatchConfig(drawings=DrawingsConfig(every=40, pictures=3))
+    recipe = context.recipe.model_copy(update={"watch": watch})
+    asked = asked_for(StepContext(recipe, context.root, context.step, prints=context.fingerprints), "pretrain")
+    assert asked is not None
+    show, rng = Sheets(asked, context.store(), context.progress), np.random.default_rng(0)
+    for step in (40, 80, 120):
+        show(step, rng.integers(context.recipe.vocabulary.image_codes, size=(len(asked.prompts), 16)))
+    return sheet_files(context.store())
+
+
 def _finetune(context: StepContext) -> None:
     from model.transformer.load import load_transformer
 
@@ -272,4 +286,5 @@ def _learn(
     store.put("metrics.jsonl", "".join(json.dumps(x) + "\n" for x in lines).encode())
     facts = {"steps": steps, "parameters": model.parameter_count(), "tokens": 100 * steps, "tokens_per_s": 1000.0}
     facts |= {"world": 2, "final": lines[-1], "model": context.recipe.model.model_dump(mode="json")}
-    context.finish(files=[entry(n, store.get(n)) for n in [*files, "metrics.jsonl"]], facts=facts)
+    drawn = _draw(context) if context.step == "pretrain" else []
+    context.finish(files=[entry(n, store.get(n)) for n in [*files, "metrics.jsonl", *drawn]], facts=facts)

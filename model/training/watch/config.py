@@ -26,6 +26,15 @@ class MlflowConfig(Config):
     experiment: str = "calumma"
 
 
+class DrawingsConfig(Config):
+    """Pictures that are drawn for held-out captions, sampled as ``generation`` says, and kept as a sheet."""
+
+    every: int = Field(default=0, ge=0)
+    """Steps between two sheets, the last of which is the finished model's; 0: none. Not with ZeRO 3."""
+    pictures: int = Field(default=8, ge=1, le=12)
+    """Held-out pairs of ``evaluation.source`` whose captions are asked for, the same at every sheet."""
+
+
 class WatchConfig(Config):
     """What is looked at while the transformer trains. It changes nothing that is trained, and no fingerprint."""
 
@@ -33,7 +42,8 @@ class WatchConfig(Config):
     """Steps between two looks inside: attention logits, sizes of updates, memory; 0: never."""
     attention_positions: int = Field(default=64, ge=1)
     """Positions of a sequence, about, whose attention logits are looked at; of all heads and layers."""
+    drawings: DrawingsConfig = DrawingsConfig()
     tensorboard: bool = True
-    """Event files in the step's folder, where that is on a disk. ``metrics.jsonl`` is always written."""
+    """Event files in the step's folder. ``metrics.jsonl`` is always written."""
     wandb: WandbConfig | None = None
     mlflow: MlflowConfig | None = None

@@ -15,6 +15,7 @@ import importlib.util
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -58,13 +59,16 @@ def require_packages(config: WatchConfig) -> None:
             )
 
 
-def open_sinks(config: WatchConfig, store: Storage, first_step: int) -> list[Sink]:
-    """What the recipe asks for, going on after ``first_step`` steps."""
+def open_sinks(config: WatchConfig, store: Storage, folder: Path, first_step: int) -> list[Sink]:
+    """What the recipe asks for, going on after ``first_step`` steps.
+
+    ``store`` is the step's folder, ``folder`` the local one that its growing files are written to.
+    """
     found: list[Sink] = []
-    if config.tensorboard and store.local and importlib.util.find_spec("tensorboard") is not None:
-        found.append(TensorBoard(store, first_step))  # event files are appended to, which S3 cannot
+    if config.tensorboard and importlib.util.find_spec("tensorboard") is not None:
+        found.append(TensorBoard(folder / TENSORBOARD, first_step))
     if config.wandb is not None:
-        found.append(Guarded("Weights & Biases", lambda: Wandb(config.wandb or WandbConfig(), store)))
+        found.append(Guarded("Weights & Biases", lambda: Wandb(config.wandb or WandbConfig(), store, folder)))
     if config.mlflow is not None:
         mlflow = config.mlflow
         found.append(Guarded("MLflow", lambda: Mlflow(mlflow, store)))
@@ -72,12 +76,12 @@ def open_sinks(config: WatchConfig, store: Storage, first_step: int) -> list[Sin
 
 
 class TensorBoard:
-    """Event files in the step's folder."""
+    """Event files in a folder: at every start a new one, which says from which step on earlier ones do not count."""
 
-    def __init__(self, store: Storage, first_step: int) -> None:
+    def __init__(self, folder: Path, first_step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(store.path(TENSORBOARD)), purge_step=first_step + 1)
+        self._writer: Any = SummaryWriter(str(folder), purge_step=first_step + 1)
 
     def figures(self, step: int, figures: Mapping[str, float]) -> None:
         for name, value in figures.items():
@@ -96,7 +100,7 @@ class TensorBoard:
 class Wandb:
     """A run of Weights & Biases; figures over ``step``, as theirs would only ever rise."""
 
-    def __init__(self, config: WandbConfig, store: Storage) -> None:
+    def __init__(self, config: WandbConfig, store: Storage, folder: Path) -> None:
         self._wandb = importlib.import_module("wandb")
         self._run: Any = self._wandb.init(
             project=config.project,
@@ -105,7 +109,7 @@ class Wandb:
             id=_identity(store),
             name=_name(store),
             resume="allow",
-            dir=str(store.path()) if store.local else None,
+            dir=str(folder),
             config={"store": store.root},
         )
         self._run.define_metric("step")

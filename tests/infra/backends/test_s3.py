@@ -55,6 +55,24 @@ def test_equal_bytes_make_equal_uploads(s3_bucket: str, monkeypatch: pytest.Monk
     assert unfinished(store) == 0
 
 
+@pytest.mark.parametrize("size", [0, 1, 5 << 20, (5 << 20) + 1, 11 << 20])
+def test_local_files_are_sent_in_the_same_pieces(
+    s3_bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr(s3, "CHUNK", 5 << 20)
+    store, data = Storage(s3_bucket), big(size)
+    (tmp_path / "x").write_bytes(data)
+    store.put("put", data)
+    store.put_file("sent", tmp_path / "x")
+    with store.writing("written") as path:
+        path.write_bytes(data)
+    assert not path.parent.exists()
+    assert len({f.stamp for f in store.find()}) == 1
+    with store.on_disk(["sent", "written"]) as folder:
+        assert (folder / "sent").read_bytes() == (folder / "written").read_bytes() == data
+    assert not folder.exists()
+
+
 def unfinished(store: Storage) -> int:
     """Uploads below the storage's root that were neither finished nor aborted."""
     backend = store._backend

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
+import multiprocessing
 import pickle
-import subprocess
-import sys
+import signal
 from collections.abc import Callable
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,12 @@ from infra.storage import Storage
 from infra.store.plan import PLAN, PackedStore, Plan
 from infra.store.sequences import INFO, SequencesInfo, encode_file, stem
 from model.vocabulary import BOS, EOS, PAD, Vocabulary
+from tests.model.training import rank
 
 VOCABULARY = Vocabulary(image_codes=8, text_start=16, size=300)
 LENGTH = 24
+CONTEXT = multiprocessing.get_context("forkserver")
+PRELOADED = ("tests.model.training.rank", "deepspeed", "deepspeed.runtime.zero.muon.muon_optimizer")
 
 
 def write_folder(store: Storage, kind: str, name: str, count: int, seed: int) -> PackedStore:
@@ -79,32 +82,30 @@ def ranks(tmp_path: Path, ranks_of: Callable[[Path], Ranks]) -> Ranks:
 def ranks_of(mix: Storage) -> Callable[[Path], Ranks]:
     """Trains on ``world`` processes, see ``rank.py``; what each rank ended with. A rank that died is missing.
 
-    With ``runs``, a list of further options, each rank ends with a list.
+    With ``runs``, a list of further options, each rank ends with a list. Every call has new processes; they are forked
+    by one that has imported what they need, which takes seconds.
     """
+    CONTEXT.set_forkserver_preload(list(PRELOADED))
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("OMP_NUM_THREADS", "1")
+        environment.setenv("DS_ACCELERATOR", "cpu")
+        forkserver.ensure_running()
     return lambda folder: lambda world=2, **options: run_ranks(folder, world, {"mix": mix.root, **options})
 
 
 def run_ranks(parent: Path, world: int, options: dict[str, Any]) -> dict[int, Any]:
     folder = parent / f"ranks-{len(list(parent.iterdir()))}"
     folder.mkdir()
-    (folder / "options.pickle").write_bytes(pickle.dumps(options))
-    root = str(Path(__file__).parents[3])
-    environment = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("rank.py")), str(folder)],
-            env=environment | {"RANK": str(r), "LOCAL_RANK": str(r), "WORLD_SIZE": str(world)},
-            stdout=(folder / f"{r}.log").open("wb"),
-            stderr=subprocess.STDOUT,
-        )
-        for r in range(world)
-    ]
-    codes = [p.wait() if i == 0 else None for i, p in enumerate(processes)]
+    processes = [CONTEXT.Process(target=rank.main, args=(folder, options, r, world)) for r in range(world)]
     for p in processes:
-        if codes[0] != 0:
+        p.start()
+    first, *others = processes
+    first.join()
+    for p in others:
+        if first.exitcode:
             p.kill()
-        p.wait()
-    found = {r: folder / f"{r}.pickle" for r in range(world)}
-    if codes[0] not in (0, -9):
+        p.join()
+    if first.exitcode not in (0, -signal.SIGKILL):
         print((folder / "0.log").read_text()[-3000:])
+    found = {r: folder / f"{r}.pickle" for r in range(world)}
     return {r: pickle.loads(path.read_bytes()) for r, path in found.items() if path.exists()}

@@ -1,18 +1,22 @@
-"""One rank of a small training, as a process: ``rank.py FOLDER``; options in FOLDER, the rank in the environment."""
+"""One rank of a small training, as a process."""
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import signal
 import sys
 import threading
+import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -20,12 +24,21 @@ from infra.settings import ResourcesConfig
 from infra.storage import Storage
 from model.data.loader import Batch, SequenceLoader
 from model.data.steps import BatchSizes
+from model.generation.config import GenerationConfig
+from model.training import loop
+from model.training.checkpoint import list_checkpoints
 from model.training.config import OptimizerConfig, PretrainConfig, ScheduleConfig
+from model.training.engine import start_engine
 from model.training.loop import Training, train
 from model.training.module import TrainingModule
-from model.training.watch.config import WatchConfig
+from model.training.state import KINDS, pieces, steps_taken
+from model.training.stored import StoredState
+from model.training.watch import throughput
+from model.training.watch.config import DrawingsConfig, WatchConfig
+from model.training.watch.drawings import Codes, Drawings, Prompt
 from model.transformer.config import TransformerConfig
 from model.transformer.model import Transformer
+from model.vocabulary import BOS, Vocabulary
 
 MODEL = TransformerConfig(dim=32, layers=2, heads=4, kv_heads=2, ffn=64, dropout=0.1)
 CONFIG = PretrainConfig(
@@ -39,28 +52,40 @@ CONFIG = PretrainConfig(
 
 
 def nan_loss(model: Transformer) -> None:
-    """From the third forward on, the hidden states are NaN."""
+    """From the third step on, the hidden states of rank 1 are NaN."""
     calls = [0]
 
     def spoil(module: object, inputs: object, output: torch.Tensor) -> torch.Tensor:
         calls[0] += 1
-        return output * float("nan") if calls[0] > 4 else output  # two micro-batches a step
+        return output * float("nan") if calls[0] > 4 and dist.get_rank() == 1 else output  # two micro-batches a step
 
     model.norm.register_forward_hook(spoil)
 
 
-def nan_gradient(model: Transformer) -> None:
-    """The third step's loss is finite and one gradient is not."""
-    calls = [0]
+def bad_gradient(value: float) -> Callable[[Transformer], None]:
+    """The third step's loss is finite and one element of one gradient, of rank 1 alone, is not."""
 
-    def spoil(gradient: torch.Tensor) -> torch.Tensor:
-        calls[0] += 1
-        return gradient * float("nan") if calls[0] > 4 else gradient
+    def hook(model: Transformer) -> None:
+        calls = [0]
 
-    model.embedding.weight.register_hook(spoil)
+        def spoil(gradient: torch.Tensor) -> torch.Tensor:
+            calls[0] += 1
+            if calls[0] <= 4 or dist.get_rank() != 1:
+                return gradient
+            spoiled = gradient.clone()
+            spoiled.view(-1)[-1] = value
+            return spoiled
+
+        model.embedding.weight.register_hook(spoil)
+
+    return hook
 
 
-HOOKS = {"nan_loss": nan_loss, "nan_gradient": nan_gradient}
+HOOKS = {
+    "nan_loss": nan_loss,
+    "nan_gradient": bad_gradient(float("nan")),
+    "infinite_gradient": bad_gradient(float("inf")),
+}
 
 
 @contextmanager
@@ -85,15 +110,19 @@ def spoiled(sequence: int | None, loss: float, gradient: float) -> Iterator[None
         TrainingModule.forward = real  # type: ignore[method-assign]
 
 
-def main(folder: Path) -> None:
-    """Does the runs that the options ask for, one after the other, in one process group."""
-    options: dict[str, Any] = pickle.loads((folder / "options.pickle").read_bytes())
-    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+def main(folder: Path, options: dict[str, Any], rank: int, world: int) -> None:
+    """Does the runs that the options ask for, one after the other, in one process group; says how in ``folder``."""
+    log = os.open(folder / f"{rank}.log", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(log, stream.fileno())
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
     torch.set_num_threads(1)
+    throughput.SIDES["cpu"] = 64  # the peak is measured at every start
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
     runs = options.pop("runs", [{}])
     ended = [run(options | more, rank, world) for more in runs]
     (folder / f"{rank}.pickle").write_bytes(pickle.dumps(ended if len(runs) > 1 else ended[0]))
+    print(f"{time.process_time():.1f} s of processor time", flush=True)
     dist.barrier()
 
 
@@ -103,6 +132,20 @@ def kill() -> None:
         if thread.name.startswith("checkpoint"):
             thread.join()
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def drawings(every: int, pictures: int, vocabulary: Vocabulary, store: Storage) -> Drawings:
+    """Draws for what the mixture's texts look like; the codes go to ``drawn-STEP.json``."""
+    prompts = [
+        Prompt(f"code {c}", (BOS, *(vocabulary.text_start + 3 * c + j for j in range(3)), vocabulary.boi), (c,) * 4)
+        for c in range(pictures)
+    ]
+
+    def show(step: int, drawn_PN: Codes) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        store.put(f"drawn-{step:03d}.json", json.dumps(drawn_PN.tolist()).encode())
+        return np.full((2, 3, 3), step, np.uint8)
+
+    return Drawings(prompts, DrawingsConfig(every=every), vocabulary, GenerationConfig(), 5, show)
 
 
 def run(options: dict[str, Any], rank: int, world: int) -> Any:
@@ -128,6 +171,7 @@ def run(options: dict[str, Any], rank: int, world: int) -> Any:
     model = Transformer(MODEL.model_copy(update=options.get("model", {})), loader.vocabulary.size).initialise(7)
     if hook := options.get("hook"):
         HOOKS[hook](model)
+    asked = options.get("drawings")
     job = Training(
         model=model,
         loader=loader,
@@ -137,19 +181,33 @@ def run(options: dict[str, Any], rank: int, world: int) -> Any:
         mix=mix,
         seed=11,
         watch=options.get("watch", WatchConfig(every=2)),
-        accept_batch=options.get("accept_batch", False),
+        origin=(Storage(options["origin"]), options["origin_step"]) if "origin" in options else None,
+        drawings=drawings(*asked, loader.vocabulary, Storage(options["store"])) if asked else None,
         report=report,
         should_stop=should_stop,
     )
+    engines: list[Any] = []
+
+    def start(*arguments: Any) -> Any:
+        engines.append(start_engine(*arguments))
+        return engines[-1]
+
     try:
-        with spoiled(*options.get("spoil", (None, 1.0, 1.0))):
+        with spoiled(*options.get("spoil", (None, 1.0, 1.0))), patch.object(loop, "start_engine", start):
             ended: Any = train(job)
         ended.weights = {name: weight.numpy() for name, weight in ended.weights.items()}
     except Exception as error:
         traceback.print_exc()
         ended = error
-    return ended
+    return (ended, is_as_stored(engines[0], model, job.store)) if "check_state" in options else ended
 
 
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+def is_as_stored(engine: Any, model: Transformer, store: Storage) -> bool:
+    """Whether this rank's weights, moments and AdamW's count are, bit for bit, those of the newest checkpoint."""
+    stored = StoredState(store, [f.name for f in list_checkpoints(store)[0].files])
+    for piece in pieces(engine, model):
+        kept = piece._replace(**{kind: torch.empty_like(getattr(piece, kind)) for kind in KINDS})
+        stored.fill(kept)
+        if not all(torch.equal(getattr(piece, kind), getattr(kept, kind)) for kind in KINDS):
+            return False
+    return steps_taken(engine) == stored.taken

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -147,10 +148,33 @@ def test_a_rollback_leaves_the_old_one_with_a_new_state_and_none_newer(alone: No
     assert toy.checkpoints.load_latest(0) is None
 
 
+def test_training_goes_on_while_a_checkpoint_is_written(
+    alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It holds what was there when it was taken."""
+    store, written, gate = Storage(tmp_path), Storage.put, threading.Event()
+
+    def put(self: Storage, name: str, data: bytes) -> None:
+        assert gate.wait(60)
+        written(self, name, data)
+
+    monkeypatch.setattr(Storage, "put", put)
+    toy = Toy(store)
+    nn.init.constant_(toy.model.weight, 1.0)
+    toy.checkpoints.save(1, {"at": 1})
+    assert steps(store) == []
+    nn.init.constant_(toy.model.weight, 2.0)
+    gate.set()
+    toy.checkpoints.wait()
+    assert steps(store) == [1]
+    toy.checkpoints.load_latest()
+    assert toy.weight == 1.0
+
+
 def test_what_cannot_be_written_is_said_at_the_next_save(
     alone: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    toy = Toy(Storage(tmp_path))
+    toy, put = Toy(Storage(tmp_path)), Storage.put
     toy.train(1, 1)
 
     def full(self: Storage, name: str, data: bytes) -> None:
@@ -160,6 +184,10 @@ def test_what_cannot_be_written_is_said_at_the_next_save(
         patch.setattr(Storage, "put", full)
         with pytest.raises(StoreError, match="could not be written: OSError: .*No space left"):
             toy.train(2, 2)
+        patch.setattr(Storage, "put", put)
+        patch.setattr(Storage, "put_new", full)
+        with pytest.raises(StoreError, match="could not be written: OSError: .*No space left"):
+            toy.train(3, 3)
     assert steps(Storage(tmp_path)) == [1]
 
 

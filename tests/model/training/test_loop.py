@@ -1,3 +1,8 @@
+"""The loop on real ranks: what it learns, and that stopping, killing and damage change no bit of it.
+
+All trainings that need not be killed run in one process group, one after the other.
+"""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -19,51 +24,126 @@ from model.training.schedule import factor
 from model.transformer.model import Transformer
 from tests.model.training.rank import CONFIG, MODEL
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1800)
+
+Lines = list[dict[str, Any]]
+PLAIN = {"dropout": 0.0}
+RAMP = {"batch_ramp": [RampConfig(until=12, batch=4)], "checkpoint_every": 2}
+STAGES = (0, 1, 2, 3)
+PRECISIONS = ("fp32", "bf16")
+CHECKPOINTING = {2: "full", 3: "selective"}
+"""Activation checkpointing at some stages, which is to change nothing."""
+
+
+def at(stage: int, precision: str = "fp32", **more: Any) -> dict[str, Any]:
+    return {"resources": {"zero_stage": stage, "precision": precision, **more}}
+
+
+TOGETHER: dict[str, dict[str, Any]] = {
+    **{f"whole-{stage}": at(stage) for stage in (1, 2, 3)},
+    **{
+        f"plain-{stage}-{precision}": {
+            **at(stage, precision, activation_checkpointing=CHECKPOINTING.get(stage, "none")),
+            "model": PLAIN,
+        }
+        for stage in STAGES
+        for precision in PRECISIONS
+    },
+    "stopped": {**at(1), "stop_at": 4, "config": {"checkpoint_every": 100}},
+    **{f"stopped-{stage}-bf16": {**at(stage, "bf16"), "stop_at": 4, "model": PLAIN} for stage in (0, 2, 3)},
+    "tuned": {"run": "finetune"},
+    "ramp": {"config": RAMP},
+    **{f"ramp-{stage}": {**at(stage), "config": RAMP, "model": PLAIN} for stage in STAGES},
+}
+"""Trainings on two ranks: by default with dropout 0.1, ZeRO 1, float32, two micro-batches a step and rank."""
+
+KILLED: dict[str, dict[str, Any]] = {
+    **{f"killed-{stage}": {**at(stage), "die_in": 5} for stage in (1, 2, 3)},
+    # Every other step is a checkpoint, and the ramp ends with the third: gone on from the second, or the fourth.
+    **{f"killed-ramp-{last}": {"config": RAMP, "die_at": last} for last in (3, 5)},
+}
+AGAIN = (*KILLED, "stopped", *(f"stopped-{stage}-bf16" for stage in (0, 2, 3)), "whole-1")
+"""What new processes go on with; of the last one, the newest checkpoint was damaged."""
+
+
+class Trained:
+    """Trainings by name: how they ended on rank 0, and their lines."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.outcomes: dict[str, Any] = {}
+        self._lines: dict[str, Lines] = {}
+
+    def note(self, names: Any, ended: list[Any]) -> None:
+        self.outcomes |= dict(zip(names, ended, strict=True))
+        self._lines |= {name: read_metrics(self.store(name)) for name in names}
+
+    def __getitem__(self, name: str) -> Any:
+        found = self.outcomes[name]
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def store(self, name: str) -> Storage:
+        return Storage(self.folder / name)
+
+    def lines(self, name: str) -> Lines:
+        return self._lines[name]
+
+    def losses(self, name: str) -> list[float]:
+        return [line["loss"] for line in self._lines[name]]
+
+    def options(self, names: Any) -> list[dict[str, Any]]:
+        runs = TOGETHER | KILLED
+        return [{"store": self.store(name).root, **runs[name]} for name in names]
+
+
+@pytest.fixture(scope="module")
+def trained(ranks_of: Any, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    folder = tmp_path_factory.mktemp("trained")
+    found = Trained(folder)
+    found.note(TOGETHER, ranks_of(folder)(runs=found.options(TOGETHER))[0])
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone(ranks_of: Any, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Two of them on one rank."""
+    folder = tmp_path_factory.mktemp("alone")
+    found = Trained(folder)
+    names = ("plain-1-fp32", "ramp-0")
+    found.note(names, ranks_of(folder)(world=1, runs=found.options(names))[0])
+    return found
+
+
+@pytest.fixture(scope="module")
+def again(ranks_of: Any, trained: Trained) -> Trained:
+    """Gone on with in new processes, after ``kill -9``, a stop, or damage; beside what was never disturbed."""
+    ranks, found = ranks_of(trained.folder), Trained(trained.folder)
+    for name in KILLED:
+        assert 0 not in ranks(**found.options([name])[0])
+        if name.startswith("killed-ramp"):
+            continue
+        store = found.store(name)
+        assert [c.step for c in list_checkpoints(store)] == [3]
+        assert len(read_metrics(store)) == 5
+        store.path("checkpoints/step-00000006").mkdir()  # what a kill in the middle of saving leaves
+    flip_a_bit(trained.store("whole-1"))
+    runs = [{k: v for k, v in run.items() if k not in ("die_in", "die_at", "stop_at")} for run in found.options(AGAIN)]
+    found.note(AGAIN, ranks(runs=runs)[0])
+    return found
+
+
+def flip_a_bit(store: Storage) -> None:
+    """In the newest checkpoint."""
+    path = store.path(list_checkpoints(store)[0].files[0].name)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
 
 
 def same_bits(a: dict[str, Any], b: dict[str, Any]) -> bool:
     return {k: v.tobytes() for k, v in a.items()} == {k: v.tobytes() for k, v in b.items()}
-
-
-def test_two_ranks_learn_and_resume_bit_for_bit_after_a_kill(ranks: Any, tmp_path: Path) -> None:
-    """Dropout 0.1, two micro-batches a step and rank, ZeRO 1, 2 and 3; killed after step 6's last backward."""
-
-    def runs(name: str, **options: Any) -> list[dict[str, Any]]:
-        stages = (
-            {"store": str(tmp_path / f"{name}-{stage}"), "resources": {"zero_stage": stage}} for stage in (1, 2, 3)
-        )
-        return [{**stage, **options} for stage in stages]
-
-    assert MODEL.dropout == 0.1
-    undisturbed = ranks(runs=runs("whole"))[0]
-    for killed in runs("killed", die_in=5):
-        assert 0 not in ranks(**killed)
-        store = Storage(killed["store"])
-        assert [c.step for c in list_checkpoints(store)] == [3]
-        assert len(read_metrics(store)) == 5
-        store.path("checkpoints/step-00000006").mkdir()  # what a kill in the middle of saving leaves
-    resumed = ranks(runs=runs("killed"))[0]
-
-    for stage, whole, again in zip((1, 2, 3), undisturbed, resumed, strict=True):
-        assert whole.finished
-        assert whole.step == again.step == 8  # 42 sequences in batches of 8 are 6 steps, 14 are 2
-        assert same_bits(whole.weights, again.weights)
-        lines, others = (read_metrics(Storage(tmp_path / f"{name}-{stage}")) for name in ("whole", "killed"))
-        assert [line["loss"].hex() for line in lines] == [line["loss"].hex() for line in others]
-        assert [without_clock(line) for line in lines] == [without_clock(line) for line in others]
-        kept = list_checkpoints(Storage(tmp_path / f"killed-{stage}"))
-        assert [c.step for c in kept] == [8, 6]  # the newest two are kept
-
-    whole, lines = undisturbed[0], read_metrics(Storage(tmp_path / "whole-1"))
-    assert whole.facts["steps"] == 8
-    assert whole.facts["world"] == 2
-    assert [line["step"] for line in lines] == list(range(1, 9))
-    assert [line["stage"] for line in lines] == ["one"] * 6 + ["two"] * 2
-    assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
-    assert [line["step"] for line in lines if "held_out" in line] == [4, 8]
-    assert set(lines[3]["held_out"]["pictures"]) == {"text", "image"}
-    assert lines[-1]["total_tokens"] == 56 * 22 == sum(line["tokens"] for line in lines) == whole.facts["tokens"]
 
 
 CLOCK = ("tokens_per_s", "mfu", "memory")
@@ -74,97 +154,82 @@ def without_clock(line: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in line.items() if not key.startswith(CLOCK)}
 
 
-def test_one_rank_and_two_train_the_same(ranks: Any, tmp_path: Path) -> None:
-    plain = {"dropout": 0.0}
-    one = ranks(world=1, store=str(tmp_path / "one"), model=plain)[0]
-    two = ranks(world=2, store=str(tmp_path / "two"), model=plain)[0]
-    assert max(np.abs(one.weights[k] - two.weights[k]).max() for k in one.weights) < 1e-3
-    losses = [[m["loss"] for m in read_metrics(Storage(tmp_path / name))] for name in ("one", "two")]
-    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_kill_changes_no_bit(trained: Trained, again: Trained, stage: int) -> None:
+    """Dropout 0.1, two micro-batches a step and rank; killed after step 6's last backward, new processes."""
+    assert MODEL.dropout == 0.1
+    whole, resumed = f"whole-{stage}", f"killed-{stage}"
+    assert trained[whole].step == again[resumed].step == 8  # 42 sequences in batches of 8 are 6 steps, 14 are 2
+    assert same_bits(trained[whole].weights, again[resumed].weights)
+    assert [loss.hex() for loss in trained.losses(whole)] == [loss.hex() for loss in again.losses(resumed)]
+    assert list(map(without_clock, trained.lines(whole))) == list(map(without_clock, again.lines(resumed)))
+    assert [c.step for c in list_checkpoints(again.store(resumed))] == [8, 6]  # the newest two are kept
 
 
-@pytest.fixture(scope="module")
-def stage_one(ranks_of: Any, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
-    """Losses of ZeRO-1 in float32, which all other settings are held against."""
-    folder = tmp_path_factory.mktemp("stage-one")
-    assert ranks_of(folder)(store=str(folder / "store"), model={"dropout": 0.0})[0].finished
-    return [line["loss"] for line in read_metrics(Storage(folder / "store"))]
+def test_what_is_written_down(trained: Trained) -> None:
+    whole, lines = trained["whole-1"], trained.lines("whole-1")
+    assert whole.finished
+    assert whole.facts["steps"] == 8
+    assert whole.facts["world"] == 2
+    assert [line["step"] for line in lines] == list(range(1, 9))
+    assert [line["stage"] for line in lines] == ["one"] * 6 + ["two"] * 2
+    assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
+    assert [line["step"] for line in lines if "held_out" in line] == [4, 8]
+    assert set(lines[3]["held_out"]["pictures"]) == {"text", "image"}
+    assert lines[-1]["total_tokens"] == 56 * 22 == sum(line["tokens"] for line in lines) == whole.facts["tokens"]
 
 
-@pytest.mark.parametrize(
-    ("stage", "precision"), [(0, "fp32"), (2, "fp32"), (3, "fp32"), (0, "bf16"), (1, "bf16"), (3, "bf16")]
-)
-def test_every_zero_stage_and_precision_agrees(
-    ranks: Any, tmp_path: Path, stage_one: list[float], stage: int, precision: str
-) -> None:
-    store = str(tmp_path / "store")
-    resources = {
-        "zero_stage": stage,
-        "precision": precision,
-        "activation_checkpointing": {2: "full", 3: "selective"}.get(stage, "none"),
-    }
-    ended = ranks(store=store, model={"dropout": 0.0}, resources=resources)[0]
-    assert ended.facts["precision"] == precision
-    assert {w.dtype.name for w in ended.weights.values()} == {"float32"}
-    lines = read_metrics(Storage(store))
-    assert [line["loss"] for line in lines] == pytest.approx(stage_one, abs=1e-3 if precision == "fp32" else 0.15)
-    assert all(np.isfinite(line["grad_norm"]) and line["grad_norm"] > 0 for line in lines)
-    assert list_checkpoints(Storage(store))[0].step == 8
+def test_one_rank_and_two_train_the_same(trained: Trained, alone: Trained) -> None:
+    name = "plain-1-fp32"
+    one, two = alone[name].weights, trained[name].weights
+    assert max(np.abs(one[k] - two[k]).max() for k in one) < 1e-3
+    assert alone.losses(name) == pytest.approx(trained.losses(name), abs=1e-4)
 
 
-def test_a_stop_request_checkpoints_and_the_next_run_goes_on_bit_for_bit(ranks: Any, tmp_path: Path) -> None:
-    store = str(tmp_path / "stopped")
-    first = ranks(store=store, stop_at=4, config={"checkpoint_every": 100})[0]
-    assert not first.finished
-    assert [c.step for c in list_checkpoints(Storage(store))] == [first.step] == [5]
-    whole = ranks(store=str(tmp_path / "whole"), config={"checkpoint_every": 100})[0]
-    assert same_bits(ranks(store=store, config={"checkpoint_every": 100})[0].weights, whole.weights)
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_zero_stage_and_precision_agrees(trained: Trained, stage: int, precision: str) -> None:
+    name = f"plain-{stage}-{precision}"
+    assert trained[name].facts["precision"] == precision
+    assert {w.dtype.name for w in trained[name].weights.values()} == {"float32"}
+    within = 1e-3 if precision == "fp32" else 0.15
+    assert trained.losses(name) == pytest.approx(trained.losses("plain-1-fp32"), abs=within)
+    assert all(np.isfinite(line["grad_norm"]) and line["grad_norm"] > 0 for line in trained.lines(name))
+    assert list_checkpoints(trained.store(name))[0].step == 8
 
 
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(ranks: Any, tmp_path: Path) -> None:
-    store = Storage(tmp_path / "store")
-    whole = ranks(store=store.root)[0]
-    newest = list_checkpoints(store)[0]
-    name = next(f.name for f in newest.files if f.name.endswith(".safetensors"))
-    path = store.path(name)
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-    assert same_bits(ranks(store=store.root)[0].weights, whole.weights)
-    assert [c.step for c in list_checkpoints(store)] == [8, 6]
+def test_a_stop_request_checkpoints_and_the_next_run_goes_on_bit_for_bit(trained: Trained, again: Trained) -> None:
+    assert not trained["stopped"].finished
+    assert trained["stopped"].step == 5
+    assert same_bits(again["stopped"].weights, trained["whole-1"].weights)
 
 
-def test_fine_tuning_counts_answers_only(ranks: Any, tmp_path: Path) -> None:
-    ended = ranks(store=str(tmp_path / "tuned"), run="finetune")[0]
-    assert ended.step == 2
-    lines = read_metrics(Storage(tmp_path / "tuned"))
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_in_bf16_going_on_changes_no_bit_either(trained: Trained, again: Trained, stage: int) -> None:
+    name = f"stopped-{stage}-bf16"
+    assert not trained[name].finished
+    assert same_bits(again[name].weights, trained[f"plain-{stage}-bf16"].weights)
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(trained: Trained, again: Trained) -> None:
+    assert same_bits(again["whole-1"].weights, trained["whole-1"].weights)
+    assert [c.step for c in list_checkpoints(again.store("whole-1"))] == [8, 6]
+
+
+def test_fine_tuning_counts_answers_only(trained: Trained) -> None:
+    assert trained["tuned"].step == 2
+    lines = trained.lines("tuned")
     assert all("loss_image" not in line and line["image_share"] == 0 for line in lines)
     assert sum(line["tokens"] for line in lines) == 16 * 22
 
 
-RAMP = {"batch_ramp": [RampConfig(until=12, batch=4)], "checkpoint_every": 2}
-
-
-@pytest.fixture(scope="module")
-def grown(ranks_of: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Weights of a run whose batch grows, and that nothing interrupts."""
-    folder = tmp_path_factory.mktemp("grown")
-    whole = ranks_of(folder)(store=str(folder / "store"), config=RAMP)[0]
-    assert whole.step == 3 + 4 + 2  # 12 of 42 sequences in fours, 30 in eights, then 14 of the next stage
-    lines = read_metrics(Storage(folder / "store"))
-    assert [line["tokens"] for line in lines] == [22 * n for n in (4, 4, 4, 8, 8, 8, 6, 8, 6)]
-    weights: dict[str, Any] = whole.weights
-    return weights
-
-
 @pytest.mark.parametrize("last", [3, 5])
 def test_the_batch_grows_and_a_kill_in_or_after_the_ramp_changes_nothing(
-    ranks: Any, tmp_path: Path, grown: dict[str, Any], last: int
+    trained: Trained, again: Trained, last: int
 ) -> None:
-    """Every other step is a checkpoint, and the ramp ends with the third: gone on from the second, or the fourth."""
-    store = str(tmp_path / "killed")
-    assert 0 not in ranks(store=store, die_at=last, config=RAMP)
-    assert same_bits(ranks(store=store, config=RAMP)[0].weights, grown)
+    assert trained["ramp"].step == 3 + 4 + 2  # 12 of 42 sequences in fours, 30 in eights, then 14 of the next stage
+    assert [line["tokens"] for line in trained.lines("ramp")] == [22 * n for n in (4, 4, 4, 8, 8, 8, 6, 8, 6)]
+    assert same_bits(again[f"killed-ramp-{last}"].weights, trained["ramp"].weights)
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +237,7 @@ def by_hand(mix: Storage) -> tuple[list[float], dict[str, np.ndarray]]:
     """The run of RAMP in plain torch, every global batch in one go: gradient norms and weights."""
     config = CONFIG.model_copy(update=RAMP)
     loader = SequenceLoader(mix, "pretrain", BatchSizes.of(8, [(12, 4)]), prefetch=0)
-    model = Transformer(MODEL.model_copy(update={"dropout": 0.0}), loader.vocabulary.size).initialise(7)
+    model = Transformer(MODEL.model_copy(update=PLAIN), loader.vocabulary.size).initialise(7)
     module, optimizer = TrainingModule(model, config.z_loss, 1.0), make_optimizer(model, config.optimizer)
     norms = []
     for step, batch in enumerate(loader):
@@ -186,11 +251,10 @@ def by_hand(mix: Storage) -> tuple[list[float], dict[str, np.ndarray]]:
 
 @pytest.mark.parametrize(("stage", "world"), [(0, 1), (0, 2), (1, 2), (2, 2), (3, 2)])
 def test_a_growing_batch_is_that_of_plain_torch(
-    ranks: Any, tmp_path: Path, by_hand: tuple[list[float], dict[str, np.ndarray]], stage: int, world: int
+    trained: Trained, alone: Trained, by_hand: tuple[list[float], dict[str, np.ndarray]], stage: int, world: int
 ) -> None:
     """Three steps of one micro-batch on two ranks, then of two: what came before does not divide by two."""
-    options = {"config": RAMP, "resources": {"zero_stage": stage}, "model": {"dropout": 0.0}}
-    found = ranks(world=world, store=str(tmp_path / "store"), **options)[0]
+    runs, name = (alone if world == 1 else trained), f"ramp-{stage}"
     norms, weights = by_hand
-    assert [line["grad_norm"] for line in read_metrics(Storage(tmp_path / "store"))] == pytest.approx(norms, rel=1e-3)
-    assert max(np.abs(found.weights[name] - weights[name]).max() for name in weights) < 1e-3
+    assert [line["grad_norm"] for line in runs.lines(name)] == pytest.approx(norms, rel=1e-3)
+    assert max(np.abs(runs[name].weights[n] - weights[n]).max() for n in weights) < 1e-3

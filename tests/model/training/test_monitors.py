@@ -33,7 +33,9 @@ def test_resuming_drops_what_lies_past_the_checkpoint_and_a_half_written_line(tm
     assert list((tmp_path / TENSORBOARD).iterdir())
 
 
-def test_where_nothing_can_be_appended_it_is_uploaded_at_checkpoints() -> None:
+def test_where_nothing_can_be_appended_it_is_uploaded_at_checkpoints(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     fsspec.filesystem("memory").mkdirs("/metrics", exist_ok=True)
     store = Storage("memory://metrics")
     log = MetricsLog(store, 0)
@@ -42,11 +44,16 @@ def test_where_nothing_can_be_appended_it_is_uploaded_at_checkpoints() -> None:
         read_metrics(store)
     log.keep()
     assert [m["step"] for m in read_metrics(store)] == [1]
+    log.write(line(2))
+    log.write(line(3))
     log.close()
     again = MetricsLog(store, 1)
     again.write(line(2))
     again.close()
     assert [m["step"] for m in read_metrics(store)] == [1, 2]
+    store.fetch((f.name for f in store.find(TENSORBOARD)), tmp_path)
+    events = EventAccumulator(str(tmp_path / TENSORBOARD)).Reload()
+    assert [e.step for e in events.Scalars("train/loss")] == [1, 2], "the second start took back what came after 1"
 
 
 def test_pictures_and_figures_without_sources_go_to_tensorboard(tmp_path: Path) -> None:

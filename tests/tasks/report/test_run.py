@@ -33,6 +33,7 @@ class Page(HTMLParser):
         self.links: list[str] = []
         self.loads: list[str] = []
         self.tags: list[str] = []
+        self.alts: list[str] = []
         self.text = ""
         self.feed(html)
 
@@ -45,6 +46,7 @@ class Page(HTMLParser):
             self.links.append(given["href"])
         elif "href" in given and tag != "use":
             self.loads.append(given["href"])
+        self.alts.append(given.get("alt", ""))
         if "src" in given:
             self.loads.append(given["src"])
 
@@ -86,6 +88,16 @@ def test_it_says_what_was_measured(toy: tuple[Path, Recipe], html: str) -> None:
     assert "1 not-an-image" in text
     assert "closed" in text
     assert "open by" not in text
+
+
+def test_what_was_drawn_while_training_is_set_in_a_strip(html: str) -> None:
+    page = Page(html)
+    text = " ".join(page.text.split())
+    assert text.count("What it drew as it went on") == 1  # the toy's fine-tuning drew nothing
+    assert "step 40step 80step 120held-out picture" in text
+    assert [alt for alt in page.alts if alt.startswith("drawn after")] == [
+        f"drawn after {step} steps" for _ in range(3) for step in (40, 80, 120)
+    ]
 
 
 def test_the_time_of_every_step_but_its_own(html: str) -> None:

@@ -143,7 +143,9 @@ def test_in_bf16_without_zero_the_optimizers_copies_stand_for_the_parameters(
     for p, copy in zip(parameters, copies, strict=True):
         optimizer.state[copy] = optimizer.state.pop(p)
         p.detach().zero_()
-    outer: Any = SimpleNamespace(optimizer=optimizer, fp16_groups=[parameters], fp32_groups=[copies])
+    outer: Any = SimpleNamespace(
+        optimizer=optimizer, param_groups=optimizer.param_groups, fp16_groups=[parameters], fp32_groups=[copies]
+    )
     assert torch.equal(squared_norms(PlainEngine(outer), model)[1], want)
 
 
