@@ -133,7 +133,8 @@ def run_and_keep(job: Job, out: Path, data: Path, device: str) -> str:
 
 def diverged(run: Run) -> bool:
     """See the module's text. Means, as single batches are noisy."""
-    losses, end = [line["loss"] for line in run["course"]], run["held_out"]["loss"]
+    losses: list[float] = [line["loss"] for line in run["course"]]
+    end: float = run["held_out"]["loss"]
     if not (math.isfinite(end) and all(map(math.isfinite, losses))):
         return True
     some = max(1, len(losses) // 8)
