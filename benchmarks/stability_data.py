@@ -58,7 +58,7 @@ class Scale:
 
 SCALES = {
     "tiny": Scale(dim=32, layers=2, heads=2, side=4, codes=16, pieces=400, length=64, batch=4, steps=6, warmup=2),
-    "small": Scale(dim=96, layers=3, heads=3, side=8, codes=256, pieces=760, length=128, batch=8, steps=400, warmup=40),
+    "small": Scale(dim=96, layers=3, heads=3, side=8, codes=256, pieces=760, length=128, batch=4, steps=400, warmup=40),
     "large": Scale(
         dim=512, layers=8, heads=8, side=16, codes=1024, pieces=4088, length=512, batch=16, steps=1500, warmup=100
     ),

@@ -48,7 +48,7 @@ def picture(runs: Sequence[Run], worst: float) -> bytes:
         _label(norm, "norm of the last layer's output at the end", "peak learning rate", logarithmic=True)
         _label(course, f"training loss at rate {top:g}, first seed", "step")
         _label(growth, f"attention logit at rate {top:g}, first seed", "step", logarithmic=True)
-        _label(log_z, "root mean square of log Z at the end", "peak learning rate", logarithmic=True)
+        _label(log_z, "root mean square of log Z at the end", "peak learning rate")
         handles, labels = loss.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4)
         out = io.BytesIO()

@@ -58,7 +58,7 @@ class Job:
 
 def run(job: Job, rows: list[list[Ids]], device: str = "cpu") -> dict[str, Any]:
     """Trains; the run's course and its end. Stops where loss or gradients are no numbers; then the end is none."""
-    begun = time.monotonic()
+    begun, worked = time.monotonic(), time.process_time()
     scale, variant = SCALES[job.scale], job.variant
     config = TransformerConfig(
         dim=scale.dim,
@@ -108,6 +108,7 @@ def run(job: Job, rows: list[list[Ids]], device: str = "cpu") -> dict[str, Any]:
         "seed": job.seed,
         "steps": number + 1,
         "seconds": time.monotonic() - begun,
+        "processor_seconds": time.process_time() - worked,
         "held_out": {name: float(nll.mean()) if finite else math.nan for name, nll in end.items()},
         "course": course,
     }

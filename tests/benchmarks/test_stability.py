@@ -83,11 +83,12 @@ def made_up_run(losses: list[float], end: float) -> dict[str, Any]:
 
 
 def test_divergence_is_a_rise_or_no_number() -> None:
-    assert not stability.diverged(made_up_run([7, 6, 5, 4.9, 5.1, 5], 5.2))
-    assert stability.diverged(made_up_run([7, 6, 5, 4.9, 5.1, 5], 5.6))
+    assert not stability.diverged(made_up_run([7, 6, 5, 4.9, 5.1, 5.3], 5.9))
+    assert stability.diverged(made_up_run([7, 6, 5, 4.9, 5.1, 5.5], 5))
     assert stability.diverged(made_up_run([7, 6, math.nan], 5.0))
     assert stability.diverged(made_up_run([7, 6, 5], math.inf))
     assert not stability.diverged(made_up_run([7, 7, 7], 7))  # has learnt nothing, and lost nothing
+    assert not stability.diverged(made_up_run([*[7.0] * 12, 6.0, *[7.0] * 12], 7.0))  # one easy batch
 
 
 def test_a_run_whose_loss_is_no_number_has_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,6 +100,12 @@ def test_a_run_whose_loss_is_no_number_has_no_end(monkeypatch: pytest.MonkeyPatc
     assert found["steps"] == 2
     assert math.isnan(found["held_out"]["loss"])
     assert stability.diverged(found)
+
+
+def test_an_early_end_favours_no_variant() -> None:
+    runs = [{"variant": v, "rate": rate, "seed": 0} for v, rate in (("a", 0.1), ("a", 0.01), ("b", 0.1), ("b", 1.0))]
+    assert stability.comparable(runs, ["a", "b"]) == [runs[0], runs[2]]
+    assert stability.comparable(runs[1:3], ["a", "b"]) == runs[1:3]
 
 
 def test_the_picture_bears_what_is_not_a_number() -> None:
