@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.stability_data import HELD_OUT, SCALES
-from benchmarks.trainers import Ids, Micro, packed
+from benchmarks.stability_data import SCALES, Rows
+from benchmarks.trainers import Micro, packed
 from model.training.config import OptimizerConfig, ScheduleConfig
 from model.training.optimizer import make_optimizer, set_learning_rate
 from model.training.schedule import factor
@@ -56,7 +56,7 @@ class Job:
         return f"{self.scale}-{self.variant.name.replace(' ', '')}-{self.rate:g}-{self.seed}.json"
 
 
-def run(job: Job, rows: list[list[Ids]], device: str = "cpu") -> dict[str, Any]:
+def run(job: Job, rows: Rows, device: str = "cpu") -> dict[str, Any]:
     """Trains; the run's course and its end. Stops where loss or gradients are no numbers; then the end is none."""
     begun, worked = time.monotonic(), time.process_time()
     scale, variant = SCALES[job.scale], job.variant
@@ -72,7 +72,7 @@ def run(job: Job, rows: list[list[Ids]], device: str = "cpu") -> dict[str, Any]:
     model = Transformer(config, scale.vocabulary.size).initialise(job.seed).to(device)
     norms, optimizer = ResidualNorms(model), make_optimizer(model, OptimizerConfig(learning_rate=job.rate))
     schedule = ScheduleConfig(warmup_steps=scale.warmup)
-    held_out, training = rows[:HELD_OUT], rows[HELD_OUT:]
+    held_out, training = rows
     rng = np.random.default_rng(job.seed)  # the order is the seed's, the same for all variants and rates
     course: list[dict[str, float]] = []
     every = max(1, scale.steps // 40)

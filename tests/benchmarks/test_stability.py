@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from benchmarks import stability, stability_run
-from benchmarks.stability_data import SCALES, frequency_loss, load_rows, picture_codes, rows_of, save_rows
+from benchmarks.stability_data import SCALES, Rows, frequency_loss, load_rows, picture_codes, rows_of, save_rows
 from benchmarks.stability_plot import picture, style_of
 from benchmarks.stability_run import Job, Variant, run
 from benchmarks.trainers import Ids
@@ -21,12 +21,13 @@ from benchmarks.trainers import Ids
 TINY = SCALES["tiny"]
 
 
-def made_up_rows(count: int = 80) -> list[list[Ids]]:
+def made_up_rows(count: int = 80) -> Rows:
     rng = np.random.default_rng(0)
-    return [
+    rows: list[list[Ids]] = [
         [rng.integers(4, TINY.vocabulary.size, n).astype(np.uint16) for n in (rng.integers(2, 30), rng.integers(2, 30))]
         for _ in range(count)
     ]
+    return Rows(rows[:20], rows[20:])
 
 
 @pytest.fixture
@@ -124,7 +125,8 @@ def test_rows_are_kept_as_they_are(tmp_path: Path) -> None:
     rows = made_up_rows(70)
     save_rows(tmp_path / "rows.npz", rows)
     back = load_rows(tmp_path / "rows.npz")
-    assert [[ids.tolist() for ids in row] for row in back] == [[ids.tolist() for ids in row] for row in rows]
+    for there, here in zip(back, rows, strict=True):
+        assert [[ids.tolist() for ids in row] for row in there] == [[ids.tolist() for ids in row] for row in here]
     assert 4 < frequency_loss(TINY, back) < math.log(TINY.vocabulary.size) + 1
 
 
@@ -137,10 +139,34 @@ def test_codes_are_those_of_patches_in_raster_order() -> None:
 
 
 def test_rows_of_real_documents_are_half_pictures(shared_data: Path) -> None:
-    rows = rows_of(TINY, shared_data)
+    apart, training = rows_of(TINY, shared_data)
+    rows = [*apart, *training]
     assert all(sum(len(ids) for ids in row) <= TINY.length for row in rows)
     tokens = np.concatenate([ids for row in rows for ids in row])
     vocabulary = TINY.vocabulary
     assert 0.05 < ((tokens >= 4) & (tokens <= vocabulary.boi)).mean() < 0.6
     assert (tokens == vocabulary.boi).sum() == (tokens == vocabulary.eoi).sum() > 20
     assert (tokens < vocabulary.size).all()
+
+
+def test_no_held_out_picture_or_text_is_trained_on(shared_data: Path) -> None:
+    side = TINY.side**2
+
+    def pictures(rows: list[list[Ids]]) -> set[bytes]:
+        found = [
+            ids[list(ids).index(TINY.vocabulary.boi) :][: side + 2]
+            for row in rows
+            for ids in row
+            if TINY.vocabulary.boi in ids
+        ]
+        return {ids.tobytes() for ids in found}
+
+    def pieces(rows: list[list[Ids]]) -> set[bytes]:
+        texts = [ids[1:-1] for row in rows for ids in row if TINY.vocabulary.boi not in ids]
+        return {ids[at : at + 12].tobytes() for ids in texts for at in range(len(ids) - 12)}
+
+    apart, training = rows_of(TINY, shared_data)
+    assert len(pictures(apart)) == 4
+    assert not pictures(apart) & pictures(training)
+    assert len(pieces(apart)) > 50
+    assert not pieces(apart) & pieces(training)
