@@ -6,14 +6,15 @@
 Two models: ``1b``, 1.3 billion parameters, and ``7b``, Chameleon-7B's layers, as many as fit beside its embedding and
 output matrix. Rows of 4,096 tokens, each one document. A step is forward, loss, backward, clipping and AdamW; weights
 and gradients are bf16, AdamW works on float32 copies (``MasterWeights``), alike for both sides, which have the same
-weights and must agree in their losses first. Each side is measured eagerly and compiled layer by layer, after warm-up,
-the median of several steps; the batch is the largest of ``--rows`` that fits, sought by each side for itself.
+weights and must agree in their losses first. It is the model's own speed, without DeepSpeed, several cards or a loader.
+Each side is measured eagerly and compiled layer by layer, after warm-up, the median of several steps; the batch is the
+largest of ``--rows`` that fits, sought by each side for itself.
 
 MFU is FLOPs a token times tokens a second over the card's nominal dense bf16 rate (``--peak`` where it is not known).
-*full* counts 6 per weight in matrix products and attention over all pairs of positions, 12·layers·dim·length, as
-FACTS' figures do; *causal* counts half of that attention, which is what is needed. ``7b_layers`` is the time of single
-layers, by the difference between two depths: what a 7B of 32 layers comes to without its output matrix;
-``7b_projected`` is all 32 layers and the rest, as these times say. ``matmul_tflops`` is what a large product reaches.
+*full* counts 6 per weight in matrix products and attention over all pairs of positions, 12·layers·dim·length (the
+usual count also takes the embedding, which is looked up, not multiplied); *causal* counts half of that attention, which
+is what is needed. ``7b_layers`` is the time of single layers, by the difference between two depths: what a 7B of 32
+layers comes to without its output matrix; ``7b_projected`` is all 32 layers and the rest, as these times say. ``matmul_tflops`` is what a large product reaches.
 
 ``profile_...`` names where a compiled step's time goes, by kind of kernel, and the largest kernels.
 """

@@ -11,7 +11,7 @@ from infra.config import Config
 
 
 class OptimizerConfig(Config):
-    """AdamW as in FACTS: no decay on norms and biases, clipping by the global norm."""
+    """AdamW with the paper's figures (section 2.3): no decay on norms and biases, clipping by the global norm."""
 
     learning_rate: float = Field(default=1e-4, gt=0)
     betas: tuple[float, float] = (0.9, 0.95)

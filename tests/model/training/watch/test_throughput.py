@@ -8,7 +8,7 @@ from model.transformer.config import TransformerConfig
 
 
 def test_both_counts_of_chameleon_7b() -> None:
-    """FACTS: 2,984 tokens/s on an A100 of 312 TFLOP/s are 46.4% with full attention, the embedding counted too."""
+    """2,984 tokens/s on an A100 of 312 TFLOP/s are 46.4% with full attention, the embedding counted too."""
     embedding = 6 * 65536 * 4096 * 2984 / 312e12  # looked up, not multiplied
     full, causal = flops_per_token(TransformerConfig(), 65536, 4096)
     found = Throughput(full, causal, 312e12, "").mfu(2984)
