@@ -11,10 +11,11 @@ Each side is measured eagerly and compiled layer by layer, after warm-up, the me
 largest of ``--rows`` that fits, sought by each side for itself.
 
 MFU is FLOPs a token times tokens a second over the card's nominal dense bf16 rate (``--peak`` where it is not known).
-*full* counts 6 per weight in matrix products and attention over all pairs of positions, 12·layers·dim·length (the
-usual count also takes the embedding, which is looked up, not multiplied); *causal* counts half of that attention, which
-is what is needed. ``7b_layers`` is the time of single layers, by the difference between two depths: what a 7B of 32
-layers comes to without its output matrix; ``7b_projected`` is all 32 layers and the rest, as these times say. ``matmul_tflops`` is what a large product reaches.
+*full* counts 6 per weight in matrix products and attention over all pairs of positions, 12·layers·dim·length (the usual
+count also takes the embedding, which is looked up, not multiplied); *causal* counts half of that attention, which is
+what is needed. ``7b_layers`` is the time of single layers, by the difference between two depths: what a 7B of 32 layers
+comes to without its output matrix; ``7b_projected`` is all 32 layers and the rest, as these times say.
+``matmul_tflops`` is what a large product reaches.
 
 ``profile_...`` names where a compiled step's time goes, by kind of kernel, and the largest kernels.
 """

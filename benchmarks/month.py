@@ -1,10 +1,11 @@
 """A month of training simulated: do the global batches stay the ideal ones, and what would S3 have to bear?
 
-The plan is the paper's, 2.25 billion sequences; the pace the paper's 7B run's, 2,984 tokens a second and GPU (worked out from
-its GPU-hours). Nothing is read: the real order, steps, shares and states run, and what is compared is the numbers of the
-sequences. A run lives for some hours, until a worker dies or S3 fails for longer than the storage layer tries again.
-Then the newest checkpoint's loader state, as JSON, begins another run with another number of ranks; some runs also skip
-the positions after the checkpoint, as one does after a loss spike. The batch grows in two steps at the beginning.
+The plan is the paper's, 2.25 billion sequences; the pace the paper's 7B run's, 2,984 tokens a second and GPU (worked
+out from its GPU-hours). Nothing is read: the real order, steps, shares and states run, and what is compared is the
+numbers of the sequences. A run lives for some hours, until a worker dies or S3 fails for longer than the storage layer
+tries again. Then the newest checkpoint's loader state, as JSON, begins another run with another number of ranks; some
+runs also skip the positions after the checkpoint, as one does after a loss spike. The batch grows in two steps at the
+beginning.
 
 The ideal is computed in another way: whole slices permuted at once, positions that were not skipped cut one after
 another. Every step of every run, also those that a failure loses and the next run repeats, must have its digest; and in
