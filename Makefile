@@ -29,9 +29,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: install
 	@$(BIN)/calumma run recipes/emoji.yaml --workdir $(WORKDIR)
 
-# Two processes, as many as the smallest machine has cores: the tests of a file stay together and in order.
+# Two processes, as many as the smallest machine has cores: the tests of a file stay together (tests/conftest.py).
 TEST_PROCESSES ?= 2
-SHARED := -n $(TEST_PROCESSES) --dist loadgroup --no-loadscope-reorder
+SHARED := -n $(TEST_PROCESSES) --no-loadscope-reorder
 
 test: install
 	@$(BIN)/python -m pytest $(SHARED)

@@ -6,6 +6,7 @@ import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -16,15 +17,22 @@ from tests.s3 import proxy, server
 settings.register_profile("busy", deadline=None)
 settings.load_profile("busy")
 
-WHOLE_RUNS = "undisturbed"
-"""The fixture of a whole pipeline's run, which takes minutes and is made once a process."""
+WHOLE_RUNS = ("tests/integration/test_pipeline.py", "tests/integration/test_s3.py")
+"""Files that compare with one whole pipeline's run, which takes minutes and is made once a process."""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Where several processes share the tests, those of a file stay together, and all that need a whole run do."""
-    needing = {item.path for item in items if WHOLE_RUNS in getattr(item, "fixturenames", ())}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(WHOLE_RUNS if item.path in needing else item.path.as_posix()))
+    from xdist.scheduler import LoadScopeScheduling
+
+    def scope(nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return WHOLE_RUNS[0] if file in WHOLE_RUNS else file
+
+    scheduler = LoadScopeScheduling(config, log)
+    scheduler._split_scope = scope
+    return scheduler
 
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
