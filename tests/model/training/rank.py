@@ -170,7 +170,8 @@ def run(options: dict[str, Any], rank: int, world: int) -> Any:
     loader = SequenceLoader(mix, options.get("run", "pretrain"), batch, rank, world, 2)
     if "skip" in options:
         loader.skip(*options["skip"])
-    model, sizes = meta_transformer(MODEL.model_copy(update=options.get("model", {})), loader.vocabulary.size), []
+    model = meta_transformer(MODEL.model_copy(update=options.get("model", {})), loader.vocabulary.size)
+    sizes: list[int] = []
     count = "check_sizes" in options
     weights = counted(model.draw(7), sizes) if count else model.draw(7)
     whole = "hook" in options or "whole" in options
