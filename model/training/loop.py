@@ -129,6 +129,10 @@ class _Run:
         self.checkpoints = Checkpoints(
             *(job.store, self.engine, job.model),
             {"zero_stage": job.resources.zero_stage, "precision": "bf16" if self.bf16 else "fp32"},
+            describe={
+                **job.model.config.model_dump(mode="json", exclude={"dropout"}),
+                "vocabulary_size": job.model.vocabulary_size,
+            },
             keep=self.config.keep_checkpoints,
             keep_every=self.config.keep_every,
         )
