@@ -131,6 +131,8 @@ class _Run:
             {"zero_stage": job.resources.zero_stage, "precision": "bf16" if self.bf16 else "fp32"},
             describe={
                 **job.model.config.model_dump(mode="json", exclude={"dropout"}),
+                # None and what it stands for are one model.
+                **{"kv_heads": job.model.config.n_kv_heads, "ffn": job.model.config.ffn_dim},
                 "vocabulary_size": job.model.vocabulary_size,
             },
             keep=self.config.keep_checkpoints,

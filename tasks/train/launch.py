@@ -46,6 +46,8 @@ POOL = "accelerator_type:"
 """How Ray names, among its resources, what kind of accelerators a node has."""
 REPEATING = (CalummaError, TypeError, ValueError, LookupError, AttributeError, NameError, AssertionError, ImportError)
 """What a worker raises that starting it again would not mend."""
+REPEATING_NAMES = ("ZeRORuntimeException", "DeepSpeedConfigError")
+"""The same, by name: DeepSpeed's, which is not imported here."""
 
 
 def stop_file(job: str) -> str:
@@ -191,8 +193,12 @@ def _check_resources(context: StepContext, have: dict[str, float]) -> None:
 
 def _repeating(error: BaseException) -> Exception | None:
     """A worker's failure that would repeat: a CalummaError before others, a lower rank before a higher one."""
-    failures = [e for _, e in sorted(getattr(error, "worker_failures", {}).items()) if isinstance(e, REPEATING)]
+    failures = [e for _, e in sorted(getattr(error, "worker_failures", {}).items()) if _would_repeat(e)]
     return next((e for e in failures if isinstance(e, CalummaError)), failures[0] if failures else None)
+
+
+def _would_repeat(error: BaseException) -> bool:
+    return isinstance(error, REPEATING) or type(error).__name__ in REPEATING_NAMES
 
 
 def _last_line(error: BaseException) -> str:

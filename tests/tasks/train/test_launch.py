@@ -42,6 +42,8 @@ def test_errors_that_would_repeat_are_told_from_deaths() -> None:
     assert _repeating(GroupError(r0=death, r1=fault)) is fault
     assert _repeating(GroupError(r0=fault, r1=mine)) is mine
     assert _repeating(CalummaError("not of a group")) is None
+    refusal = type("ZeRORuntimeException", (Exception,), {})("a configuration that DeepSpeed refuses")
+    assert _repeating(GroupError(r0=refusal)) is refusal
 
 
 def test_the_last_line_says_what_failed() -> None:
