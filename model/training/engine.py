@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from infra.errors import CalummaError
 
+
 class LocalEngine:
     """The three calls that training makes of an engine, for one process without a process group."""
 
@@ -134,7 +135,8 @@ def ask_before_steps(engine: Any, allow: Callable[[float], bool]) -> None:
             return not allow(float(torch.linalg.vector_norm(torch.stack(norms))))
 
         optimizer.overflow_checker.check = refused
-    elif isinstance(optimizer, torch.optim.Optimizer):  # float32 without ZeRO: torch's optimizer, which leaves parameters without a gradient alone
+    elif isinstance(optimizer, torch.optim.Optimizer):
+        # float32 without ZeRO: torch's optimizer, which leaves parameters without a gradient alone
 
         def clip() -> None:
             parameters = list(engine.module.parameters())

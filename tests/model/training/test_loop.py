@@ -157,7 +157,7 @@ def same_bits(a: dict[str, Any], b: dict[str, Any]) -> bool:
     return {k: v.tobytes() for k, v in a.items()} == {k: v.tobytes() for k, v in b.items()}
 
 
-CLOCK = ("tokens_per_s", "mfu", "memory")
+CLOCK = ("tokens_per_s", "mfu", "memory", "data_s", "save_s", "look_s")
 
 
 def without_clock(line: dict[str, Any]) -> dict[str, Any]:
@@ -187,6 +187,8 @@ def test_what_is_written_down(trained: Trained) -> None:
     assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
     assert [line["step"] for line in lines if "held_out" in line] == [4, 8]
     assert set(lines[3]["held_out"]["pictures"]) == {"text", "image"}
+    assert all(0 <= line["data_s"] < line["tokens"] / line["tokens_per_s"] for line in lines)  # it is part of the step
+    assert [line["step"] for line in lines if "save_s" in line] == [4, 7]  # after the third and the sixth
     assert lines[-1]["total_tokens"] == 56 * 22 == sum(line["tokens"] for line in lines) == whole.facts["tokens"]
 
 
