@@ -1,14 +1,15 @@
 from __future__ import annotations
 
+import time
+
 import pytest
 
-from model.training import clock
 from model.training.clock import StepClock
 
 
 def test_a_step_lasts_from_the_one_before_without_what_is_set_aside(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(clock.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
 
     def passes(seconds: float) -> None:
         now[0] += seconds
