@@ -54,11 +54,17 @@ def test_a_whole_run_on_s3_with_its_training_killed(
 
     flow = toy.start(workdir)
     try:
-        toy.wait_for(lambda: bool(list_checkpoints(there["pretrain"])) or flow.poll() is not None, 800, "a checkpoint")
+        job, victims = f"runs/jobs/pretrain-{prints['pretrain']}-1", list[psutil.Process]()
+
+        def trains() -> bool:  # looked for before the moment, as looking takes as long as some steps
+            if Storage(workdir).exists(f"{job}/submitted"):
+                victims[:] = training_workers(workdir)
+            return len(victims) == recipe.resources.train_workers or flow.poll() is not None
+
+        toy.wait_for(trains, 800, "a training")
         faulty_s3.add("lose", method="PUT", path="pretrain/.*checkpoints", times=2)
-        faulty_s3.add("cut", method="GET", path="pretrain/.*checkpoints", times=2)
-        victims = training_workers(workdir)
-        assert victims, "no process trains"
+        faulty_s3.add("cut", method="GET", path="pretrain/.*checkpoints/.*safetensors", times=2)
+        toy.wait_for(lambda: bool(list_checkpoints(there["pretrain"])) or flow.poll() is not None, 300, "a checkpoint")
         assert load_step(there["pretrain"]) is None, "the training was over before it was killed"
         for process in victims:
             with suppress(psutil.NoSuchProcess):
@@ -81,8 +87,7 @@ def test_a_whole_run_on_s3_with_its_training_killed(
         assert [f.name for f in ours.files] == [f.name for f in theirs.files], step
         assert [f for f in ours.files if f.name not in TIMED] == [f for f in theirs.files if f.name not in TIMED], step
 
-    job = f"runs/jobs/pretrain-{prints['pretrain']}-1/log.txt"
-    assert "starting them again (1)" in Storage(workdir).get(job).decode()
+    assert "starting them again (1)" in Storage(workdir).get(f"{job}/log.txt").decode()
     lines, undisturbed_lines = read_metrics(there["pretrain"]), read_metrics(here["pretrain"])
     assert [line["step"] for line in lines] == list(range(1, len(undisturbed_lines) + 1))
     assert [line["loss"] for line in lines] == [line["loss"] for line in undisturbed_lines]
