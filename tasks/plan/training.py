@@ -66,7 +66,7 @@ class Memory:
 def training_lines(recipe: Recipe, rates: Rates) -> tuple[Line, ...]:
     """Parameters, device-hours, nodes and hours, memory a worker, steps and checkpoints of pre-training."""
     size, length, resources = recipe.vocabulary.size, recipe.mix.sequence_length, recipe.resources
-    parameters, per_token = recipe.model.parameters(size), recipe.model.flops_per_token(size, length)
+    parameters, per_token = recipe.model.parameters(size), recipe.model.training_flops(size, length)
     steps = math.ceil(recipe.mix.tokens / length / recipe.pretrain.batch)
     reached = rates.device_flops.value * rates.train_utilisation.value
     hours = per_token * recipe.mix.tokens / reached / 3600
