@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from model.training.config import OptimizerConfig
 from model.training.optimizer import make_optimizer
 from model.transformer.convert import to_transformers, transformers_config
-from model.transformer.loss import IGNORE
+from model.data.batch import IGNORE
 from model.transformer.model import Transformer
 from model.vocabulary import PAD, Vocabulary
 

@@ -98,6 +98,7 @@ def inspect(
     path: Annotated[str, typer.Argument(help="A part, sequence file, manifest, checkpoint or weights; also on s3://.")],
     out: Annotated[Path | None, typer.Option(help="Also writes the pictures found to this PNG.")] = None,
     limit: Annotated[int, typer.Option(help="Rows or sequences shown.")] = 5,
+    sequence: Annotated[int | None, typer.Option(help="Only this sequence of a mixture's stage, by number.")] = None,
 ) -> None:
     """Looks inside any stored file: pictures, text, token spans."""
     with plain_errors():
@@ -106,7 +107,7 @@ def inspect(
         from tasks.inspect import inspect as look
 
         console = Console()
-        for found in look(path, out=out, limit=limit):
+        for found in look(path, out=out, limit=limit, sequence=sequence):
             console.print(found)
 
 

@@ -10,6 +10,6 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Config(BaseModel):
-    """A frozen configuration: unknown keys are refused, defaults are validated too."""
+    """A frozen configuration: unknown keys and numbers that are not finite are refused, defaults are validated too."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)

@@ -28,7 +28,7 @@ from infra.store.manifest import PartManifest, Rows, StepManifest
 from infra.store.plan import Plan, parse_plan
 from infra.store.samples import SAMPLES
 from infra.store.tables import FORMAT_KEY, read_table
-from tasks.inspect_tokens import Readable, show_documents, show_samples, show_sequences
+from tasks.inspect_tokens import Readable, show_documents, show_samples, show_sequence, show_sequences
 from tasks.mix.show import show_plan
 
 Found = Iterator[RenderableType]
@@ -36,20 +36,24 @@ SHOWN_FILES = 20
 SHOWN_TENSORS = 400
 
 
-def inspect(path: Path | str, out: Path | None = None, limit: int = 5) -> Found:
+def inspect(path: Path | str, out: Path | None = None, limit: int = 5, sequence: int | None = None) -> Found:
     """Yields what is in a file or folder, piece by piece, for rich to print.
 
     Args:
         path: A stored file, or a folder that holds a manifest; on a disk or on ``s3://``.
         out: Where the pictures found are written as one PNG; None: they are only hinted at in the terminal.
         limit: Rows or sequences shown in full.
+        sequence: This one alone, by its number in a stage of a mixture, as a training's errors name it; ``path`` is the
+            stage's folder or any file in it.
 
     Raises:
-        StoreError: There is nothing there, or nothing that Calumma stores.
+        StoreError: There is nothing there, or nothing that Calumma stores, or no such sequence.
     """
     store, name = _found(whole_name(str(path)))
     readable, suffix = Readable.near(store.url(name), out), PurePosixPath(name).suffix
-    if suffix == ".model" or name.endswith("tokenizer.json"):
+    if sequence is not None:
+        yield from show_sequence(store, sequence, readable)
+    elif suffix == ".model" or name.endswith("tokenizer.json"):
         yield from _pieces(store, limit)
     elif suffix == ".json":
         yield from _json(store, name, readable, limit)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from infra.errors import CalummaError, StoreError
 from infra.home import is_remote
 from infra.storage import Storage
 from infra.store.commit import load_own_manifest
-from infra.store.sequences import SequenceReader
+from infra.store.sequences import INFO, SequenceReader
 from model.processor.interleave import spans
 from model.vocabulary import FIRST_IMAGE_CODE, Vocabulary
 from tasks.artifacts import Tokenizers, load_tokenizers, made_from
@@ -153,12 +153,32 @@ def show_sequences(store: Storage, name: str, readable: Readable, limit: int) ->
         raise StoreError(f"{store.url(name)}: a sequence file is named seq-000000.u16")
     number, reader = int(digits), SequenceReader(store)
     first = number * reader.info.file_sequences
-    table = reader.spans(number)
+    spans_of_file = reader.spans(number).to_pylist()
     shown = range(first, min(first + max(0, limit), len(reader)))
     yield Text(f"{name}: sequences {first:,} to {first + reader.info.rows(number) - 1:,} of {len(reader):,}", "bold")
+    yield from _sequences(reader, shown, spans_of_file, readable)
+
+
+def show_sequence(store: Storage, sequence: int, readable: Readable) -> Iterator[RenderableType]:
+    """One sequence of a stage's folder, by its number in it, which is in one of its files."""
+    if not store.exists(INFO):
+        raise StoreError(
+            f"{store.root}: sequence {sequence:,} was asked for, and this is no folder of sequences. Name a stage's "
+            "folder of a mixture: WORKDIR/mix/…/parts/stages/NAME."
+        )
+    reader = SequenceReader(store)
+    if not 0 <= sequence < len(reader):
+        raise StoreError(f"{store.root}: there is no sequence {sequence:,}; it holds 0 to {len(reader) - 1:,}")
+    spans_of_file = reader.spans(sequence // reader.info.file_sequences).to_pylist()
+    yield from _sequences(reader, [sequence], spans_of_file, readable)
+
+
+def _sequences(
+    reader: SequenceReader, shown: Iterable[int], spans_of_file: list[dict[str, Any]], readable: Readable
+) -> Iterator[RenderableType]:
     for sequence in shown:
         tokens, starts, loss = reader.sequence(sequence)
-        rows = [r for r in table.to_pylist() if r["sequence"] == sequence]
+        rows = [r for r in spans_of_file if r["sequence"] == sequence]
         used = sum(r["length"] for r in rows)
         parts: list[RenderableType] = []
         for r in rows:

@@ -9,9 +9,9 @@ Three lines in a notebook::
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
@@ -30,10 +30,23 @@ from model.data.steps import BatchSizes, Steps
 from model.data.work import Share, Work, ahead
 from model.vocabulary import Vocabulary
 
-__all__ = ["IGNORE", "Batch", "SequenceLoader", "held_out", "held_out_sources", "make_batch"]
+__all__ = ["IGNORE", "Batch", "Place", "SequenceLoader", "held_out", "held_out_sources", "make_batch"]
 
 MEMORY_CACHE = 256 << 20
 """Bytes of fetched blocks kept in memory where the store is far away and no cache is given."""
+
+
+class Place(NamedTuple):
+    """Where a step's sequences are from."""
+
+    run: Run
+    stage: str
+    folder: str
+    """Of the stage's sequences."""
+    start: int
+    """First position of the run, in training's order."""
+    stop: int
+    """Position after the last one."""
 
 
 class SequenceLoader(IterableDataset[Batch]):
@@ -93,6 +106,7 @@ class SequenceLoader(IterableDataset[Batch]):
         self.plan = load_plan(mix_store)
         self.run, self.rank, self.world, self.prefetch, self._segments = run, rank, world, prefetch, segments
         self.vocabulary = Vocabulary.model_validate(self.plan.vocabulary)
+        self._root = mix_store.root
         self._folders = stages_of(self.plan, run, epochs, mix_store)
         if cache is None and not mix_store.local:
             cache = sequence_cache(None, MEMORY_CACHE, self.plan.sequence_length)
@@ -144,6 +158,15 @@ class SequenceLoader(IterableDataset[Batch]):
     def stage(self) -> str:
         """Name of the stage that the last step came from; before the first step, of the first stage."""
         return self._folders[self.order.stage_of(max(0, self.consumed - 1))].name
+
+    @property
+    def place(self) -> Place:
+        """Where the last step's sequences are from. RuntimeError before the first step."""
+        if not self.step:
+            raise RuntimeError("no step's micro-batches have all been delivered yet")
+        step = self._steps[self.step - 1]
+        stage, start = self._folders[step.stage], int(self._steps.positions([step.start])[0])
+        return Place(self.run, stage.name, f"{self._root}/{stage.folder}", start, self._steps.consumed(step))
 
     @property
     def accumulation(self) -> int:
@@ -219,6 +242,17 @@ class SequenceLoader(IterableDataset[Batch]):
         self._steps = Steps(self.order, self.batch, self.skipped)
         if self._micro:  # a step begins anew
             self._micro, self._last = 0, None
+
+    def pass_over(self, intervals: Iterable[tuple[int, int]]) -> None:
+        """Skips those of a recipe, which may have passed by already; RecipeError for one beyond the run's end."""
+        for start, stop in intervals:
+            if stop > len(self.order):
+                raise RecipeError(
+                    f"{self.run}.skip: [{start}, {stop}]; the run has {len(self.order):,} positions, so that `end` can "
+                    f"be {len(self.order)} at most"
+                )
+            if stop > self.consumed:
+                self.skip(start, stop)
 
     def state_dict(self) -> dict[str, Any]:
         """All that resuming needs, as plain JSON: the plan, the run, the position, skipped intervals, batch sizes."""

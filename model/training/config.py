@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from infra.config import Config
 
@@ -14,8 +14,8 @@ class OptimizerConfig(Config):
     """AdamW with the paper's figures (section 2.3): no decay on norms and biases, clipping by the global norm."""
 
     learning_rate: float = Field(default=1e-4, gt=0)
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-5
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
+    eps: float = Field(default=1e-5, gt=0)
     weight_decay: float = Field(default=0.1, ge=0)
     clip: float = Field(default=1.0, gt=0)
 
@@ -79,7 +79,12 @@ class GuardConfig(Config):
 
     @property
     def rolls_back(self) -> bool:
-        return "rollback" in (self.loss.action, self.gradients.action, self.output_norm.action)
+        return "rollback" in self.actions.values()
+
+    @property
+    def actions(self) -> dict[str, str]:
+        """What is done, by the rule's name."""
+        return {"loss": self.loss.action, "gradients": self.gradients.action, "output_norm": self.output_norm.action}
 
 
 class RampConfig(Config):
@@ -114,6 +119,9 @@ class _Run(Config):
     """Weight of a picture's labels in the loss, a text's being 1, which is Chameleon's. Captions are a few percent of a
     pair's tokens; a short training learns to read pictures sooner when they weigh more than that."""
     guard: GuardConfig = GuardConfig()
+    skip: list[tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]] = []
+    """Intervals ``[first, end]`` of the run's positions, sequences in training's order, that are passed over: ``first``
+    is, ``end`` is not. Those that lie behind where training begins or goes on change nothing."""
     continue_from: ContinueConfig | None = None
     """Begin with the weights, moments, place in the data and steps of another training over the same mixture, in which
     batch, rates or rules were others. The model must be the same."""
@@ -134,6 +142,31 @@ class _Run(Config):
         if any(a >= b for a, b in pairwise(untils)):
             raise ValueError(f"`until` must rise from one entry to the next; found {untils}")
         return ramp
+
+    @field_validator("skip")
+    @classmethod
+    def _forward(cls, skip: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        if wrong := [[first, end] for first, end in skip if first >= end]:
+            raise ValueError(f"{wrong[0]} is no interval; expected [first, end] with first < end")
+        return skip
+
+    @model_validator(mode="after")
+    def _can_roll_back(self) -> _Run:
+        """A rollback needs a checkpoint of before what its rule looked at; ``keep_every`` keeps one, however far."""
+        if self.keep_every is not None:
+            return self
+        reach = (self.keep_checkpoints - 1) * self.checkpoint_every
+        windows = {"loss": 1, "gradients": 1, "output_norm": self.guard.output_norm.window}
+        for rule, action in self.guard.actions.items():
+            needed = windows[rule] - 1 + self.guard.rollback_steps
+            if action == "rollback" and reach < needed:
+                keep = 1 + -(-needed // self.checkpoint_every)
+                raise ValueError(
+                    f"guard.{rule} rolls back by {needed} steps or more (its window and guard.rollback_steps), and the "
+                    f"oldest checkpoint may be only {reach} steps back: keep_checkpoints is {self.keep_checkpoints} "
+                    f"and checkpoint_every {self.checkpoint_every}. Set keep_checkpoints: {keep}, or keep_every"
+                )
+        return self
 
 
 class PretrainConfig(_Run):

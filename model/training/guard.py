@@ -17,6 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from infra.errors import CalummaError
+from model.data.loader import Place
 from model.training.config import GradientSpikeConfig, GuardConfig, LossSpikeConfig, OutputNormConfig
 
 Action = Literal["warn", "skip", "rollback"]
@@ -28,11 +29,15 @@ class NonFiniteError(CalummaError):
     """The loss or the gradients are NaN or infinite. The optimizer has not moved; the last checkpoint is good."""
 
     @classmethod
-    def of(cls, what: str, step: int, sequences: Sequence[int], stage: str) -> NonFiniteError:
+    def of(cls, what: str, step: int, sequences: Sequence[int], place: Place) -> NonFiniteError:
         shown = ", ".join(map(str, sequences[:32])) + (" …" if len(sequences) > 32 else "")
+        first = f" --sequence {sequences[0]}" if sequences else ""
         return cls(
-            f"step {step}: {what}; the optimizer has not moved. The batch held sequences {shown} of stage {stage}. "
-            "Lower the learning rate, turn on qk_norm and z_loss, or look at those sequences with `calumma inspect`."
+            f"step {step}: {what}; the optimizer has not moved. The batch held sequences {shown} of stage "
+            f"{place.stage}: look at one with `calumma inspect {place.folder}{first}`. Lower the learning rate, turn "
+            "on qk_norm and z_loss, or pass over this batch: set "
+            f"{place.run}.skip: [[{place.start}, {place.stop}]] and {place.run}.continue_from to this training's last "
+            "checkpoint."
         )
 
 
@@ -102,6 +107,17 @@ class Guard:
         if found and found[-1].action == "skip":
             self.skipped += 1
         return found
+
+    def silent(self, total: int) -> list[str]:
+        """A line for each rule that needs more steps than a training of ``total`` has, and so can never fire."""
+        config = self._config
+        needs = {"output_norm": config.output_norm.after + config.output_norm.window}
+        needs |= {"loss": config.loss.window + 1, "gradients": config.gradients.window + 1}
+        return [
+            f"guard.{rule} can never fire: it needs {needed:,} steps, and this training has {total:,}"
+            for rule, needed in needs.items()
+            if needed > total
+        ]
 
     def last_good(self, finding: Finding) -> int:
         """The most steps that a checkpoint may have done to be good in spite of a finding; negative: none is.

@@ -32,7 +32,7 @@ from model.training.guard import Finding, Guard, Rollback, RollbackError
 from model.training.module import TrainingModule, figures_of
 from model.training.monitors import MetricsLog
 from model.training.optimizer import agree_on_bf16, make_optimizer
-from model.training.schedule import factor
+from model.training.schedule import factor, require_decay
 from model.training.start import place_weights
 from model.training.step import Stepper, Taken
 from model.training.watch.config import WatchConfig
@@ -95,8 +95,8 @@ def train(job: Training) -> Outcome:
         NonFiniteError: a loss or gradient is not finite; raised on all ranks before the optimizer moves.
         RollbackError: a rule asks for a rollback, and as many as allowed were made, or no good checkpoint is left.
         StoreError: the checkpoint belongs to another plan, batch or model, or could not be written.
-        RecipeError: ``resources.deepspeed`` has a key that DeepSpeed would ignore, or ``watch`` names a service whose
-            package is missing.
+        RecipeError: ``resources.deepspeed`` has a key that DeepSpeed would ignore, ``watch`` names a service whose
+            package is missing, ``skip`` goes beyond the run's end, or no step comes after the warm-up.
     """
     try:
         return _Run(job).train()
@@ -156,9 +156,12 @@ class _Run:
             self._restore(found)
         elif job.origin is not None:
             self._restore(self.checkpoints.load_from(*job.origin), accept_batch=True)
+            self._begin()
             self.checkpoints.save(self.step, self._state())  # from here on its own, with the new batch
-        elif self.config.guard.rolls_back:
-            self.checkpoints.save(0, self._state())  # a rollback may go back to the beginning
+        else:
+            self._begin()
+            if self.config.guard.rolls_back:
+                self.checkpoints.save(0, self._state())  # a rollback may go back to the beginning
         self.total = self.loader.steps
         self.watch = Watch(self.engine, job.model, job.watch)
         self.throughput = Throughput.of(
@@ -227,7 +230,7 @@ class _Run:
     def _step(self, micros: list[Batch]) -> bool:
         """One optimizer step; whether the training was asked to stop."""
         rate = self.config.optimizer.learning_rate * factor(self.config.schedule, self.step, self.total)
-        taken = self.stepper.take(micros, self.step, rate, self.loader.stage, self.job.should_stop)
+        taken = self.stepper.take(micros, self.step, rate, self.loader.place, self.job.should_stop)
         if self.rank == 0:
             for finding in taken.findings:
                 print(f"{finding}; {finding.action}", flush=True)
@@ -268,6 +271,14 @@ class _Run:
                 f"are passed over (rollback {len(self.guard.rollbacks)} of at most {self.config.guard.max_rollbacks})",
                 flush=True,
             )
+
+    def _begin(self) -> None:
+        """What is looked at and set once, where a training begins; afterwards checkpoints hold it."""
+        self.loader.pass_over(self.config.skip)
+        require_decay(self.config.schedule, self.loader.steps)
+        if self.rank == 0:
+            for line in self.guard.silent(self.loader.steps):
+                print(line, flush=True)
 
     def _restore(self, found: Checkpoint, accept_batch: bool = False) -> None:
         """Everything but the engine's state, which is loaded already."""

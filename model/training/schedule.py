@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from infra.errors import RecipeError
 from model.training.config import ScheduleConfig
 
 
@@ -22,3 +23,13 @@ def factor(schedule: ScheduleConfig, step: int, total: int) -> float:
     if schedule.kind == "cosine":
         return (1 + math.cos(math.pi * t)) / 2
     return 1.0
+
+
+def require_decay(schedule: ScheduleConfig, total: int) -> None:
+    """RecipeError where ``total`` steps end in the warm-up, or with it: nothing would decay, and most rates be small."""
+    if schedule.kind != "constant" and 0 < total <= schedule.warmup_steps:
+        raise RecipeError(
+            f"schedule.warmup_steps is {schedule.warmup_steps:,} and the training has {total:,} steps, so that its "
+            f"learning rate would rise to the end and never decay. Set schedule.warmup_steps below {total:,} (a "
+            "hundredth of the steps is usual), or schedule.kind: constant."
+        )

@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from infra.errors import CalummaError
 from model.data.batch import IGNORE, Batch
+from model.data.loader import Place
 from model.training.engine import ask_before_steps
 from model.training.guard import Finding, Guard, NonFiniteError
 from model.training.module import figures_of
@@ -61,12 +62,12 @@ class Stepper:
         ask_before_steps(engine, self._allow)
 
     def take(
-        self, micros: Sequence[Batch], step: int, rate: float, stage: str, should_stop: Callable[[], bool]
+        self, micros: Sequence[Batch], step: int, rate: float, place: Place, should_stop: Callable[[], bool]
     ) -> Taken:
         """Takes the step after ``step`` steps at a learning rate, or does not.
 
         Raises:
-            NonFiniteError: on all ranks; the optimizer has not moved. ``stage`` is what the message calls the data's.
+            NonFiniteError: on all ranks; the optimizer has not moved. ``place`` is where the message says the data is from.
         """
         engine, device, names = self._engine, self._engine.device, self._engine.module.sums
         set_learning_rate(engine.optimizer, rate)
@@ -92,7 +93,7 @@ class Stepper:
                     sums[-1] = 1
                 dist.all_reduce(sums)
                 if not bool(sums.isfinite().all()):
-                    raise self._not_finite("the loss is not finite", micros, stage)
+                    raise self._not_finite("the loss is not finite", micros, place)
                 self._sums = dict(zip(names, sums.tolist(), strict=True))
             engine.step()
         if self._norm is None and engine.was_step_applied():
@@ -101,7 +102,7 @@ class Stepper:
                 "resources.deepspeed says beyond bucket sizes and offloading, and go on from the last checkpoint."
             )
         if self._norm is None or not (math.isfinite(self._norm) and self._norm >= 0):
-            raise self._not_finite("the gradients are not finite", micros, stage)
+            raise self._not_finite("the gradients are not finite", micros, place)
         return Taken(self._sums, self._norm, self._findings)
 
     def _allow(self, norm: float) -> bool:
@@ -119,11 +120,11 @@ class Stepper:
         images = int((counted & micro["image"]).sum())
         return int(counted.sum()) - images + images * self._image_weight
 
-    def _not_finite(self, what: str, micros: Sequence[Batch], stage: str) -> NonFiniteError:
+    def _not_finite(self, what: str, micros: Sequence[Batch], place: Place) -> NonFiniteError:
         mine = [int(s) for m in micros for s in m["sequences"].tolist() if s >= 0]
         everyone: list[list[int]] = [[] for _ in range(self._world)]
         dist.all_gather_object(everyone, mine)
-        return NonFiniteError.of(what, self._number, sorted(s for part in everyone for s in part), stage)
+        return NonFiniteError.of(what, self._number, sorted(s for part in everyone for s in part), place)
 
 
 def _seed(*numbers: int) -> int:

@@ -15,9 +15,9 @@ class TransformerConfig(Config):
     dim: int = Field(default=4096, ge=8)
     layers: int = Field(default=32, ge=1)
     heads: int = Field(default=32, ge=1)
-    kv_heads: int | None = None
+    kv_heads: int | None = Field(default=None, ge=1)
     """Key and value heads; None: as many as heads."""
-    ffn: int | None = None
+    ffn: int | None = Field(default=None, ge=1)
     """Inner width of the feed-forward block; None: 256·ceil(floor(8·dim/3)/256)."""
     norm: Literal["pre", "reordered"] = "pre"
     """pre: ``h = x + attn(norm(x))``; reordered (Swin, Chameleon-34B): ``h = x + norm(attn(x))``."""
@@ -26,8 +26,8 @@ class TransformerConfig(Config):
     qk_norm: bool = True
     qk_norm_shards: int = Field(default=1, ge=1)
     """Sets of QK-norm weights; each serves heads/shards heads (7B: 1; 34B: 4, one a model-parallel shard)."""
-    norm_eps: float = 1e-5
-    rope_theta: float = 10_000.0
+    norm_eps: float = Field(default=1e-5, gt=0)
+    rope_theta: float = Field(default=10_000.0, gt=0)
 
     @property
     def head_dim(self) -> int:
@@ -62,7 +62,7 @@ class TransformerConfig(Config):
         layer = attention + qk + 3 * self.dim * self.ffn_dim + 2 * self.dim
         return 2 * vocabulary * self.dim + self.layers * layer + self.dim
 
-    def flops_per_token(self, vocabulary: int, length: int) -> int:
+    def training_flops(self, vocabulary: int, length: int) -> int:
         """Training FLOPs a token, forward and backward: 6·(weights in matmuls) + full attention over ``length``."""
         matmul = self.parameters(vocabulary) - vocabulary * self.dim
         return 6 * matmul + 12 * self.layers * self.dim * length

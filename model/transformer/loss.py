@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-IGNORE = -100
-"""Label of a position that does not count."""
+from model.data.batch import IGNORE
 
 CHUNK_ELEMENTS = {"cpu": 1 << 19, "cuda": 1 << 27}
 """Logits computed at once: 2 MB in float32 on a CPU, which stays in its cache; a quarter of a gigabyte in bf16 on a
@@ -48,8 +47,9 @@ def token_loss(
 ) -> TokenLoss:
     """Loss of ``labels`` under the logits ``hidden @ weight.T``; positions labelled IGNORE cost and count nothing.
 
-    ``weights_BT`` (float32) weighs positions; None: all alike. Logits are float32 sums of products in the inputs'
-    dtype; the gradients return in the inputs' dtype.
+    ``weights_BT`` (float32) weighs positions; None: all alike. Logits are float32 sums of products that are
+    rounded to the inputs' dtype: in bf16 a token's figures are off by up to half a bf16 step of its logits. The
+    gradients return in the inputs' dtype.
     """
     labels = labels_BT.flatten()
     index_N = (labels != IGNORE).nonzero().squeeze(1)

@@ -35,6 +35,8 @@ class Rates(Config):
     """Dense bf16 FLOP/s that its maker names."""
     train_utilisation: Rate
     """Share of it that training reaches."""
+    train_utilisation_of: dict[str, Rate] = {}
+    """The same by the recipe's name, where pre-training reaches another one."""
     encode: Rate
     """512x512 pictures a second on one device, by Chameleon's encoder of 550 GFLOP; other encoders by their FLOPs."""
     scan: Rate
@@ -67,6 +69,10 @@ class Rates(Config):
     """1,000 of them."""
     write_requests: Rate
     """1,000 of them."""
+
+    def share(self, recipe: str) -> float:
+        """The share of ``device_flops`` that pre-training reaches by a recipe of that name."""
+        return self.train_utilisation_of.get(recipe, self.train_utilisation).value
 
 
 def load_rates(path: Path | None = None) -> Rates:

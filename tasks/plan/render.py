@@ -17,7 +17,8 @@ from tasks.plan.rates import Rate, Rates
 
 def render(plan: CostPlan) -> RenderableType:
     """Sources, mixture, the data plane and training line by line, and the rates they rest on."""
-    total = f"All together [bold]${plan.cost:,.2f}[/], at the prices below and with every step done once."
+    total = f"All together [bold]${plan.cost:,.2f}[/], at the prices below: the data plane, the image tokenizer and pre-training once. "
+    total += "Fine-tuning and evaluation are not reckoned."
     return Group(
         _sources(plan.recipe, plan.sources),
         *_mixture(plan),
@@ -66,8 +67,10 @@ def _rates(rates: Rates) -> Table:
     for column in ("rate", "value", "unit", "basis"):
         table.add_column(column, justify="right" if column == "value" else "left")
     for name in type(rates).model_fields:
-        rate = getattr(rates, name)
-        if isinstance(rate, Rate):
-            how = "measured" if rate.measured else "[yellow]not measured[/]"
-            table.add_row(name, f"{rate.value:,.6g}", rate.unit, f"{how}: {rate.basis}")
+        found = getattr(rates, name)
+        named = {f"{name}.{key}": rate for key, rate in found.items()} if isinstance(found, dict) else {name: found}
+        for label, rate in named.items():
+            if isinstance(rate, Rate):
+                how = "measured" if rate.measured else "[yellow]not measured[/]"
+                table.add_row(label, f"{rate.value:,.6g}", rate.unit, f"{how}: {rate.basis}")
     return table

@@ -28,6 +28,7 @@ TOY = [
     *("image_tokenizer_training.checkpoint_every=6", "image_tokenizer_training.perceptual_weight=0"),
     *("model.dim=32", "model.layers=2", "model.heads=2", "mix.tokens=115000", "mix.held_out_sequences=4"),
     *("pretrain.batch=16", "pretrain.checkpoint_every=5", "pretrain.evaluate_every=5", "pretrain.evaluate_sequences=2"),
+    *("pretrain.schedule.warmup_steps=4", "finetune.schedule.warmup_steps=0"),
     *("finetune.batch=4", "finetune.epochs=1", "finetune.evaluate_every=100", "finetune.evaluate_sequences=2"),
     *("evaluation.pictures=12", "evaluation.drawings=4", "evaluation.captions=2", "evaluation.losses=2"),
     *("generation.max_text_tokens=8", "finetune_mix.weights={}"),

@@ -24,9 +24,9 @@ def folder(toy: Toy, step: str) -> Path:
     return StepContext(toy[1], str(toy[0]), step).store().path()
 
 
-def shown(path: Path, out: Path | None = None, limit: int = 5, width: int = 160) -> str:
+def shown(path: Path, out: Path | None = None, limit: int = 5, width: int = 160, sequence: int | None = None) -> str:
     console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    for piece in inspect(path, out=out, limit=limit):
+    for piece in inspect(path, out=out, limit=limit, sequence=sequence):
         console.print(piece)
     return console.export_text()
 
@@ -61,6 +61,20 @@ def test_sequences_show_documents_and_where_they_come_from(toy: Toy) -> None:
     assert shown(stage, limit=1).count("sequence 0:") == 1  # the folder, by its sequences.json
     answers = folder(toy, "mix") / PARTS / "finetune" / "epoch-0" / "seq-000000.u16"
     assert "<s>Draw: " in shown(answers, limit=20)
+
+
+def test_one_sequence_by_its_number(toy: Toy) -> None:
+    """As the error of a training names it: by stage and number, whichever file it lies in."""
+    stage = folder(toy, "mix") / PARTS / "stages" / "stage-1"
+    count = json.loads((stage / "sequences.json").read_text())["sequences"]
+    found = shown(stage, sequence=count - 1)
+    assert f"sequence {count - 1:,}: " in found
+    assert found.count("% filled") == 1
+    assert found == shown(stage / "seq-000000.u16", sequence=count - 1)
+    with pytest.raises(StoreError, match=f"no sequence {count:,}; it holds 0 to {count - 1:,}"):
+        shown(stage, sequence=count)
+    with pytest.raises(StoreError, match="no folder of sequences"):
+        shown(folder(toy, "scan"), sequence=0)
 
 
 def test_damaged_sequences_are_named(toy: Toy, tmp_path: Path) -> None:

@@ -31,6 +31,10 @@ from model.transformer.attention import Attention
 from model.transformer.model import Transformer
 
 
+STRIDE = 2_654_435_761
+"""A prime: its multiples visit every offset below any smaller stride, far apart in turn."""
+
+
 class ResidualNorms:
     """L2 norms of the residual stream of the last forward, after 0, 1, … layers."""
 
@@ -72,7 +76,8 @@ class Watch:
         """The largest of each layer, float32 (layers,)."""
         fullest = int((micro["documents"] >= 0).sum(1).argmax())
         row = {n: micro[n][fullest, None] for n in ("tokens", "labels", "documents", "positions", "image")}
-        with sampled_logits(self._transformer, self._config.attention_positions, step) as layers, torch.no_grad():
+        shift = step // self._config.every * STRIDE  # by looks: steps would share factors with the stride
+        with sampled_logits(self._transformer, self._config.attention_positions, shift) as layers, torch.no_grad():
             self._engine.eval()  # no dropout: no random numbers are drawn
             with torch.compiler.set_stance("force_eager"):  # compiled layers have no room for the sample
                 self._engine(row)

@@ -8,6 +8,7 @@ that do not see each other need less still; recomputed activations count for not
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass
 
@@ -19,17 +20,26 @@ from model.transformer.config import TransformerConfig
 PEAKS = {
     "B200": 2250e12,
     "H200": 989e12,
-    "H100 PCIe": 756e12,
+    "H200 NVL": 836e12,
     "H100": 989e12,
+    "H100 NVL": 835e12,
+    "H100 PCIe": 756e12,
     "H800": 989e12,
+    "H800 PCIe": 756e12,
     "A100": 312e12,
+    "A100 PCIe": 312e12,
     "A800": 312e12,
+    "A800 PCIe": 312e12,
     "L40S": 362e12,
+    "L40": 181e12,
     "A10G": 70e12,
     "L4": 121e12,
     "MI300X": 1307e12,
 }
-"""Nominal dense bf16 FLOP/s by part of the device's name, the first that fits (vendors' data sheets)."""
+"""Nominal dense bf16 FLOP/s by whole words of the device's name (vendors' data sheets)."""
+
+FORMS = frozenset(("pcie", "nvl", "mig", "grid"))
+"""Words that make another device, or a part of one, of what bears the same name without them."""
 
 SIDES = {"cpu": 1024, "cuda": 8192}
 """Side of the square matrices whose product is timed where the table has no peak."""
@@ -72,16 +82,20 @@ class Throughput:
 
 def flops_per_token(config: TransformerConfig, vocabulary: int, length: int) -> tuple[float, float]:
     """Training FLOPs a token of sequences of ``length``: with full attention, and with the causal half of it."""
-    full = config.flops_per_token(vocabulary, length)
+    full = config.training_flops(vocabulary, length)
     return float(full), float(full - 6 * config.layers * config.dim * length)
 
 
 def nominal_peak(device: torch.device, dtype: torch.dtype) -> float | None:
-    """The device's nominal FLOP/s; None where the table does not have it, as for anything but bf16."""
+    """The device's nominal FLOP/s; None where the table does not have exactly it, as for anything but bf16."""
     if device.type != "cuda" or dtype != torch.bfloat16:
         return None
-    name = torch.cuda.get_device_name(device)
-    return next((peak for part, peak in PEAKS.items() if part in name), None)
+    name = _words(torch.cuda.get_device_name(device))
+    return next((p for known, p in PEAKS.items() if _words(known) <= name and not name & FORMS - _words(known)), None)
+
+
+def _words(name: str) -> set[str]:
+    return set(re.split(r"[\s\-_]+", name.lower()))
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype, side: int | None = None) -> float:

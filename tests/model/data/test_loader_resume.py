@@ -80,6 +80,23 @@ def test_skipped_positions_do_not_come_and_the_rest_does(mix_store: Storage) -> 
         loader.skip(4, 4)
 
 
+def test_what_a_recipe_passes_over_is_left_out_or_behind(mix_store: Storage) -> None:
+    loader = SequenceLoader(mix_store, "pretrain", 5, prefetch=0)
+    stream = iter(loader)
+    next(stream), next(stream)
+    place = loader.place
+    assert place[:2] == ("pretrain", loader.stage)
+    assert place.folder.startswith(mix_store.root)
+    assert place[3:] == (5, 10)
+    loader.pass_over([(0, 7), (12, 14), (20, 22)])
+    assert loader.skipped == [(12, 14), (20, 22)]  # the first one is behind
+    every = [s for b in SequenceLoader(mix_store, "pretrain", 5) for s in b["sequences"].tolist()]
+    assert next(iter(loader))["sequences"].tolist() == [every[p] for p in (10, 11, 14, 15, 16)]
+    assert loader.place[3:] == (10, 17)
+    with pytest.raises(RecipeError, match=r"pretrain.skip: \[30, 37\]; the run has 36 positions"):
+        loader.pass_over([(30, 37)])
+
+
 def test_refuses_another_plan_or_run_and_says_which(mix_store: Storage, fakes: Any, tmp_path: Path) -> None:
     state = SequenceLoader(mix_store, "pretrain", 8).state_dict()
     other = Storage(tmp_path)

@@ -6,6 +6,7 @@ import pickle
 
 import pytest
 
+from model.data.loader import Place
 from model.training.config import GradientSpikeConfig, GuardConfig, LossSpikeConfig, OutputNormConfig
 from model.training.guard import Finding, Guard, NonFiniteError, Rollback, RollbackError
 
@@ -87,7 +88,23 @@ def test_a_rollback_goes_before_what_was_seen_as_often_as_the_recipe_allows() ->
 
 
 def test_the_error_names_step_stage_and_sequences_and_travels_between_processes() -> None:
-    error = pickle.loads(pickle.dumps(NonFiniteError.of("the loss is not finite", 7, list(range(40)), "stage-2")))
+    place = Place("pretrain", "stage-2", "work/mix/0123456789ab/parts/stages/stage-2", 240, 280)
+    error = pickle.loads(pickle.dumps(NonFiniteError.of("the loss is not finite", 7, list(range(40)), place)))
     assert "step 7" in str(error)
     assert "stage-2" in str(error)
     assert "30, 31 …" in str(error)
+    assert "`calumma inspect work/mix/0123456789ab/parts/stages/stage-2 --sequence 0`" in str(error)
+    assert "pretrain.skip: [[240, 280]]" in str(error)
+
+
+def test_rules_that_need_more_steps_than_there_are_are_named() -> None:
+    rules = GuardConfig(loss=LossSpikeConfig(window=64), output_norm=OutputNormConfig(window=1000, after=5000))
+    assert not Guard(rules).silent(6000)
+    (line,) = Guard(rules).silent(5999)
+    assert line == "guard.output_norm can never fire: it needs 6,000 steps, and this training has 5,999"
+    assert len(Guard(rules).silent(64)) == 3
+    short = {"loss": LossSpikeConfig(window=8), "gradients": GradientSpikeConfig(window=8)}
+    guard = Guard(GuardConfig(**short, output_norm=OutputNormConfig(window=8, growth=1e-6, after=5)))
+    fired = [step for step in range(1, 30) if guard.judge(step, 1.0, 1.0, float(step))]
+    assert not guard.silent(fired[0])
+    assert guard.silent(fired[0] - 1)

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 
+from infra.errors import RecipeError
 from infra.storage import Storage
 from model.data.loader import SequenceLoader
 from model.data.steps import BatchSizes
 from model.training.checkpoint import list_checkpoints
-from model.training.config import RampConfig
+from model.training.config import RampConfig, ScheduleConfig
 from model.training.module import TrainingModule
 from model.training.monitors import read_metrics
 from model.training.optimizer import make_optimizer, set_learning_rate
@@ -56,7 +57,10 @@ TOGETHER: dict[str, dict[str, Any]] = {
     **{f"stopped-{stage}-bf16": {**at(stage, "bf16"), "stop_at": 4, "model": PLAIN} for stage in STAGES},
     **{f"given-{stage}": {**at(stage), "whole": True} for stage in (1, 3)},
     "given-3-bf16": {**at(3, "bf16", activation_checkpointing="selective"), "model": PLAIN, "whole": True},
-    "tuned": {"run": "finetune"},
+    "tuned": {"run": "finetune", "config": {"schedule": ScheduleConfig(warmup_steps=1)}},
+    "short": {"config": {"schedule": ScheduleConfig(warmup_steps=8)}},
+    # A picture's label weighs 0.37, and two stretches of positions are left out, as a recipe says.
+    "weighed": {**at(2), "config": {"image_weight": 0.37, "skip": [(8, 16), (40, 48)]}, "model": PLAIN},
     "ramp": {"config": RAMP},
     **{f"ramp-{stage}": {**at(stage), "config": RAMP, "model": PLAIN} for stage in STAGES},
 }
@@ -275,6 +279,41 @@ def test_the_batch_grows_and_a_kill_in_or_after_the_ramp_changes_nothing(
     assert trained["ramp"].step == 3 + 4 + 2  # 12 of 42 sequences in fours, 30 in eights, then 14 of the next stage
     assert [line["tokens"] for line in trained.lines("ramp")] == [22 * n for n in (4, 4, 4, 8, 8, 8, 6, 8, 6)]
     assert same_bits(again[f"killed-ramp-{last}"].weights, trained["ramp"].weights)
+
+
+def test_no_training_ends_in_its_warm_up(trained: Trained) -> None:
+    with pytest.raises(RecipeError, match=r"schedule.warmup_steps is 8 and the training has 8 steps"):
+        trained["short"]
+
+
+def test_labels_of_pictures_weigh_what_the_recipe_says(trained: Trained, mix: Storage) -> None:
+    """At two ranks, micro-batches of uneven labels and ZeRO 2: plain torch's weighted mean, every batch in one go.
+
+    Positions that the recipe leaves out are never seen, and the checkpoint knows of them.
+    """
+    config = CONFIG.model_copy(update=TOGETHER["weighed"]["config"])
+    loader = SequenceLoader(mix, "pretrain", 8, prefetch=0)
+    loader.pass_over(config.skip)
+    assert loader.steps == trained["weighed"].step == 6  # 42 - 8 - 2 sequences in eights, then 14 - 6
+    model = Transformer(MODEL.model_copy(update=PLAIN), loader.vocabulary.size).initialise(7)
+    optimizer, lines = make_optimizer(model, config.optimizer), trained.lines("weighed")
+    for step, (batch, line) in enumerate(zip(loader, lines, strict=True)):
+        set_learning_rate(optimizer, config.optimizer.learning_rate * factor(config.schedule, step, loader.steps))
+        hidden = model(batch["tokens"], batch["documents"], batch["positions"])
+        counted = batch["labels"] >= 0
+        logits, labels = model.logits(hidden)[counted], batch["labels"][counted]
+        weights = torch.where(batch["image"][counted], 0.37, 1.0)
+        nll = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+        terms = nll + config.z_loss * logits.logsumexp(-1).square()
+        ((weights * terms).sum() / weights.sum()).backward()
+        norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip))
+        assert line["grad_norm"] == pytest.approx(norm, rel=1e-3)
+        assert line["loss"] == pytest.approx(float(nll.detach().mean()), rel=1e-4), "what is watched is not weighed"
+        optimizer.step()
+        optimizer.zero_grad()
+    store = trained.store("weighed")
+    kept = list_checkpoints(store)[0].state["loader"]["skipped"]
+    assert kept == [[8, 16], [40, 48]]
 
 
 @pytest.fixture(scope="module")

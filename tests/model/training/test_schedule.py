@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from infra.errors import RecipeError
 from model.training.config import ScheduleConfig
-from model.training.schedule import factor
+from model.training.schedule import factor, require_decay
 
 
 def test_exponential_is_the_papers_decay() -> None:
@@ -39,3 +40,13 @@ def test_rises_to_the_peak_and_never_again(kind: str, warmup: int, ratio: float,
     assert all(0 < rate <= 1 + 1e-12 for rate in rates)
     assert all(a < b for a, b in pairwise(rates[:top]))
     assert all(a >= b for a, b in pairwise(rates[top:]))
+
+
+def test_a_training_that_would_end_in_its_warm_up_is_refused() -> None:
+    for total in (1000, 4000):
+        with pytest.raises(RecipeError, match=rf"warmup_steps is 4,000 and the training has {total:,} steps"):
+            require_decay(ScheduleConfig(), total)
+    require_decay(ScheduleConfig(), 4001)
+    require_decay(ScheduleConfig(kind="constant"), 1000)
+    require_decay(ScheduleConfig(warmup_steps=0), 1)
+    require_decay(ScheduleConfig(), 0)  # everything is skipped

@@ -16,7 +16,7 @@ from model.training.module import MODALITIES, TrainingModule, figures_of
 from model.training.monitors import read_metrics
 from model.training.optimizer import make_optimizer
 from model.training.watch.config import WatchConfig
-from model.training.watch.look import largest_logit, sampled_logits
+from model.training.watch.look import Watch, largest_logit, sampled_logits
 from model.training.watch.updates import squared_norms
 from model.transformer.backends import document_mask
 from model.transformer.config import TransformerConfig
@@ -66,6 +66,26 @@ def test_logits_are_sampled_without_changing_a_forward(
         model(*inputs)
     assert float(louder[0]) == float(every[0])
     assert float(louder[1]) == pytest.approx(2 * float(every[1]))
+
+
+@pytest.mark.parametrize("every", [1, 4, 6, 20, 64])
+def test_each_look_is_at_other_positions(model: Transformer, monkeypatch: pytest.MonkeyPatch, every: int) -> None:
+    """In as many looks as positions lie between two sampled ones, every position is sampled once."""
+    shifts: list[int] = []
+    stopped = RuntimeError("seen")
+
+    def sample(transformer: Transformer, positions: int, shift: int) -> Any:
+        shifts.append(shift)
+        raise stopped
+
+    monkeypatch.setattr("model.training.watch.look.sampled_logits", sample)
+    watch = Watch(PlainEngine(make_optimizer(model, OptimizerConfig())), model, WatchConfig(every=every))
+    batch = {n: torch.zeros(1, 4, dtype=torch.int32) for n in ("tokens", "labels", "documents", "positions", "image")}
+    for step in range(every, 64 * every + 1, every):
+        with pytest.raises(RuntimeError, match="seen"):
+            watch.look(step, batch)
+    for stride in (64, 48, 63, 6):
+        assert {shift % stride for shift in shifts} == set(range(stride))
 
 
 def test_figures_by_modality_and_by_layer(model: Transformer, batch: dict[str, Tensor]) -> None:
