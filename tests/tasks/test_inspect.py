@@ -24,9 +24,7 @@ def folder(toy: Toy, step: str) -> Path:
     return StepContext(toy[1], str(toy[0]), step).store().path()
 
 
-def shown(
-    path: Path, out: Path | None = None, limit: int = 5, width: int = 160, sequence: int | None = None
-) -> str:
+def shown(path: Path, out: Path | None = None, limit: int = 5, width: int = 160, sequence: int | None = None) -> str:
     console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     for piece in inspect(path, out=out, limit=limit, sequence=sequence):
         console.print(piece)
