@@ -18,10 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.data.batch import IGNORE
 from model.training.config import OptimizerConfig
 from model.training.optimizer import make_optimizer
 from model.transformer.convert import to_transformers, transformers_config
-from model.data.batch import IGNORE
 from model.transformer.model import Transformer
 from model.vocabulary import PAD, Vocabulary
 

@@ -26,7 +26,7 @@ def factor(schedule: ScheduleConfig, step: int, total: int) -> float:
 
 
 def require_decay(schedule: ScheduleConfig, total: int) -> None:
-    """RecipeError where ``total`` steps end in the warm-up, or with it: nothing would decay, and most rates be small."""
+    """RecipeError where ``total`` steps end in the warm-up, or with it, so that no rate would decay."""
     if schedule.kind != "constant" and 0 < total <= schedule.warmup_steps:
         raise RecipeError(
             f"schedule.warmup_steps is {schedule.warmup_steps:,} and the training has {total:,} steps, so that its "

@@ -67,7 +67,7 @@ class Stepper:
         """Takes the step after ``step`` steps at a learning rate, or does not.
 
         Raises:
-            NonFiniteError: on all ranks; the optimizer has not moved. ``place`` is where the message says the data is from.
+            NonFiniteError: on all ranks; the optimizer has not moved. It says that the data is from ``place``.
         """
         engine, device, names = self._engine, self._engine.device, self._engine.module.sums
         set_learning_rate(engine.optimizer, rate)

@@ -17,8 +17,10 @@ from tasks.plan.rates import Rate, Rates
 
 def render(plan: CostPlan) -> RenderableType:
     """Sources, mixture, the data plane and training line by line, and the rates they rest on."""
-    total = f"All together [bold]${plan.cost:,.2f}[/], at the prices below: the data plane, the image tokenizer and pre-training once. "
-    total += "Fine-tuning and evaluation are not reckoned."
+    total = (
+        f"All together [bold]${plan.cost:,.2f}[/], at the prices below: the data plane, the image tokenizer and "
+        "pre-training once. Fine-tuning and evaluation are not reckoned."
+    )
     return Group(
         _sources(plan.recipe, plan.sources),
         *_mixture(plan),

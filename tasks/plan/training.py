@@ -83,7 +83,7 @@ class Memory:
 
     @property
     def total(self) -> float:
-        return sum(asdict(self).values())
+        return float(sum(asdict(self).values()))
 
 
 def pretrain_steps(recipe: Recipe) -> int:

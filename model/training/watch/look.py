@@ -30,7 +30,6 @@ from model.training.watch.updates import squared_norms
 from model.transformer.attention import Attention
 from model.transformer.model import Transformer
 
-
 STRIDE = 2_654_435_761
 """A prime: its multiples visit every offset below any smaller stride, far apart in turn."""
 

@@ -305,7 +305,7 @@ def test_labels_of_pictures_weigh_what_the_recipe_says(trained: Trained, mix: St
         weights = torch.where(batch["image"][counted], 0.37, 1.0)
         nll = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
         terms = nll + config.z_loss * logits.logsumexp(-1).square()
-        ((weights * terms).sum() / weights.sum()).backward()
+        ((weights * terms).sum() / weights.sum()).backward()  # type: ignore[no-untyped-call]
         norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip))
         assert line["grad_norm"] == pytest.approx(norm, rel=1e-3)
         assert line["loss"] == pytest.approx(float(nll.detach().mean()), rel=1e-4), "what is watched is not weighed"

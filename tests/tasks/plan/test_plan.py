@@ -19,7 +19,7 @@ def rates(**values: float) -> Rates:
     names = [n for n in Rates.model_fields if n not in ("device", "train_utilisation_of")]
     return Rates(
         device="A100",
-        **{n: Rate(value=values.get(n, 1.0), unit="u", measured=False, basis="for a test") for n in names},  # type: ignore[arg-type]
+        **{n: Rate(value=values.get(n, 1.0), unit="u", measured=False, basis="for a test") for n in names},
     )
 
 
@@ -152,7 +152,7 @@ def test_memory_by_the_stated_formula() -> None:
 
 
 def test_memory_of_summed_gradients_and_buckets() -> None:
-    """2,048 sequences a step on 64 workers are 32 micro-batches, whose bf16 gradients add up in float32; on 2,048 one."""
+    """2,048 sequences a step on 64 workers are 32 micro-batches, whose gradients add up in float32; on 2,048 one."""
     p = 7_013_158_912
 
     def of(workers: int, **changes: object) -> Memory:
