@@ -26,6 +26,7 @@ from infra.store.manifest import StepManifest
 from tasks.fingerprint import fingerprint_of, folder_of
 from tasks.progress import read_progress
 from tasks.recipe import Recipe
+from tasks.train.launch import Deaths
 
 POLL_S = 0.25
 LOOK_S = 3.0
@@ -115,7 +116,7 @@ def run_job(cluster: Cluster, step: str, fingerprint: str, report: Report, retry
     workdir = Storage(cluster.workdir)
     store = workdir.sub(folder_of(step, fingerprint))
     recipe_name = save_recipe(cluster.recipe, workdir)
-    deaths = 0
+    deaths = Deaths(store)
     while True:
         if (done := load_own_manifest(store, retry)) is not None:
             return done
@@ -143,10 +144,9 @@ def run_job(cluster: Cluster, step: str, fingerprint: str, report: Report, retry
             status != "LOST" and (said := _last_words(client, job)) is not None
         ):  # it could not even write its record: a full disk, say
             raise StepFailed(f"step {step}: {said}")
-        deaths += 1
-        if deaths > cluster.recipe.resources.max_failures:
+        if deaths.add() > cluster.recipe.resources.max_failures:
             raise StepFailed(
-                f"step {step}: its job was killed {deaths} times (resources.max_failures is "
+                f"step {step}: its job was killed {deaths.count} times (resources.max_failures is "
                 f"{cluster.recipe.resources.max_failures}); often a lack of memory. "
                 f"Its log: {workdir.url(f'runs/jobs/{job}/log.txt')}"
             )

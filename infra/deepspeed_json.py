@@ -46,8 +46,13 @@ def deepspeed_json(
 
     ``resources.deepspeed`` is laid over it, section by section, for what a cluster needs (offloading, bucket sizes).
 
+    In bf16 with several micro-batches and ZeRO, gradients are added up in float32: in bf16, what a micro-batch adds is
+    soon less than half a step of the sum, and a thousand of them lose a tenth of a norm's gradient. At stage 1 they are
+    averaged over the workers in float32, too, which happens once a step; at stages 2 and 3, where it happens after each
+    micro-batch, only with ``communication_data_type: fp32``. Without ZeRO DeepSpeed cannot do it.
+
     Raises:
-        RecipeError: a key in ``resources.deepspeed`` is unknown, or is decided elsewhere in the recipe.
+        RecipeError: a key in ``resources.deepspeed`` is unknown, is decided elsewhere in the recipe, or does not work.
     """
     config: dict[str, Any] = {
         "train_batch_size": world * micro_batch * accumulation,
@@ -61,12 +66,41 @@ def deepspeed_json(
     if bf16:
         # Without check_grad_overflow a bf16 run would step on non-finite gradients.
         config["bf16"] = {"enabled": True, "check_grad_overflow": True}
+        if accumulation > 1 and resources.zero_stage:
+            config["data_types"] = {"grad_accum_dtype": "fp32"}
+            if resources.zero_stage == 1:
+                config["communication_data_type"] = "fp32"
     check_keys(resources.deepspeed)
     for key, value in resources.deepspeed.items():
         section = config.get(key)
         config[key] = {**section, **value} if isinstance(section, dict) and isinstance(value, Mapping) else value
-    _check_zero(config["zero_optimization"], resources)
+    zero = config["zero_optimization"]
+    _check_zero(zero, resources)
+    _check_data_types(resources, bf16)
+    if _device(zero, "offload_optimizer") == "cpu":
+        # Else DeepSpeed refuses any optimizer but its own; torch's AdamW is fused on CPUs as well.
+        config.setdefault("zero_force_ds_cpu_optimizer", False)
     return config
+
+
+def _device(zero: Mapping[str, Any], key: str) -> Any:
+    return zero[key].get("device") if isinstance(zero.get(key), Mapping) else None
+
+
+def _check_data_types(resources: ResourcesConfig, bf16: bool) -> None:
+    """RecipeError for sums of gradients that DeepSpeed has no optimizer for."""
+    if "data_types" not in resources.deepspeed:
+        return
+    where, given = "resources.deepspeed.data_types", resources.deepspeed["data_types"]
+    known = ("fp32", "bf16")
+    if not isinstance(given, Mapping) or set(given) != {"grad_accum_dtype"} or given["grad_accum_dtype"] not in known:
+        raise RecipeError(f"{where}: {given!r}; expected {{grad_accum_dtype: fp32}} or {{grad_accum_dtype: bf16}}")
+    if not bf16 or not resources.zero_stage:
+        own = "bf16, without ZeRO" if bf16 else "fp32"
+        raise RecipeError(
+            f"{where}.grad_accum_dtype: {given['grad_accum_dtype']}; training runs in {own}, where gradients are added "
+            "up in that precision only. Leave the key out, or set resources.precision: bf16 and a zero_stage of 1 to 3."
+        )
 
 
 def _check_zero(zero: Mapping[str, Any], resources: ResourcesConfig) -> None:
@@ -77,7 +111,7 @@ def _check_zero(zero: Mapping[str, Any], resources: ResourcesConfig) -> None:
     if not zero.get("compute_grad_norm", True):
         raise RecipeError(f"{where}.compute_grad_norm: false; without the norm no gradient is clipped or checked")
     for key in ("offload_optimizer", "offload_param"):
-        if isinstance(zero.get(key), Mapping) and zero[key].get("device") == "nvme":
+        if _device(zero, key) == "nvme":
             raise RecipeError(f"{where}.{key}.device: nvme; checkpoints are made of what is in memory. Set it to cpu.")
     for key in ("zero_hpz_partition_size", "mics_shard_size"):
         if zero.get(key, 1) > 1:

@@ -57,6 +57,6 @@ class ResourcesConfig(Config):
     cache_gb: float = Field(default=20, gt=0)
     """Gigabytes of that folder, at most."""
     max_failures: int = Field(default=3, ge=0)
-    """Worker deaths after which a training step gives up."""
+    """Worker deaths after which a step gives up; in training, deaths without a new checkpoint in between."""
     pending_deadline_s: float = Field(default=300, gt=0)
     """A job that has not started after this long is cancelled with an explanation."""

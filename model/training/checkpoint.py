@@ -17,7 +17,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Thread
 from typing import Any
 
@@ -47,6 +47,8 @@ class Checkpoint:
     state: dict[str, Any]
     """Loader, guard: plain JSON."""
     files: list[FileEntry]
+    model: dict[str, Any] = field(default_factory=dict)
+    """What the weights are of, by key, dropout aside. Empty in the oldest ones, which do not say."""
 
     @property
     def tag(self) -> str:
@@ -62,6 +64,7 @@ class Checkpoint:
             "version": VERSION,
             "step": self.step,
             "layout": self.layout,
+            "model": self.model,
             "state": self.state,
             "files": [f.model_dump() for f in self.files],
         }
@@ -86,7 +89,7 @@ def read_checkpoint(store: Storage, name: str) -> Checkpoint:
             found = f"{where}: format version {raw['version']}; this Calumma reads {VERSION}."
             raise StoreError(f"{found} Use the {other} one that wrote it.")
         files = [FileEntry.model_validate(f) for f in raw["files"]]
-        return Checkpoint(int(raw["step"]), dict(raw["layout"]), dict(raw["state"]), files)
+        return Checkpoint(int(raw["step"]), dict(raw["layout"]), dict(raw["state"]), files, dict(raw.get("model", {})))
     except (ValueError, KeyError, AttributeError) as e:
         raise StoreError(f"{where}: not a checkpoint's manifest ({e}). Delete it to use the one before.") from e
 
@@ -105,6 +108,7 @@ class Checkpoints:
         model: nn.Module,
         layout: Mapping[str, Any],
         *,
+        describe: Mapping[str, Any] | None = None,
         keep: int,
         keep_every: int | None = None,
         say: Callable[[str], None] = print,
@@ -115,6 +119,8 @@ class Checkpoints:
             store: The step's folder.
             engine: Around ``model``, with torch's AdamW.
             layout: What the ranks' pieces follow from: with the same one, a rank reads the files that it wrote.
+            describe: What the model is beyond its parameters' shapes, as plain JSON: a checkpoint that says otherwise
+                is refused.
             keep: So many of the newest are kept.
             keep_every: Those of a multiple of so many steps are kept for ever; None: none.
             say: Tells a person, on rank 0.
@@ -123,6 +129,7 @@ class Checkpoints:
         self._keep, self._keep_every, self._say = keep, keep_every, say
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
         self._layout = {"world": self._world, **layout}
+        self._describe = dict(describe or {})
         # Collectives of the thread must not come between training's: they have a group of their own.
         self._group = dist.new_group(backend="gloo")
         self._thread: Thread | None = None
@@ -141,7 +148,7 @@ class Checkpoints:
         if self._store.exists(f"{FOLDER}/{tag}.json"):
             return  # a run that was stopped right after a checkpoint starts from it again
         mine = copied(of_rank(self._engine, self._model, self._rank, self._world), steps_taken(self._engine))
-        checkpoint = Checkpoint(step, self._layout, state, [])
+        checkpoint = Checkpoint(step, self._layout, state, [], self._describe)
         self._thread = Thread(target=self._write, args=(checkpoint, mine), name=f"checkpoint {step}", daemon=True)
         self._thread.start()
         self.waited += time.monotonic() - began
@@ -208,6 +215,10 @@ class Checkpoints:
             self._store.put(checkpoint.manifest, dataclasses.replace(checkpoint, state=state).dump())
         dist.barrier()
 
+    def close(self) -> None:
+        """Ends the thread's process group; nothing can be saved after it. All ranks together, after :meth:`wait`."""
+        dist.destroy_process_group(self._group)
+
     def weights(self) -> dict[str, Tensor]:
         """float32 weights of the newest checkpoint, on rank 0; empty elsewhere."""
         self.wait()
@@ -254,6 +265,7 @@ class Checkpoints:
         return all(answers)
 
     def _load(self, checkpoint: Checkpoint, store: Storage) -> None:
+        self._require_same_model(checkpoint, store)
         names = [f.name for f in checkpoint.files]
         if checkpoint.layout != self._layout:
             if self._rank == 0:
@@ -264,6 +276,16 @@ class Checkpoints:
         for piece in pieces(self._engine, self._model):
             stored.fill(piece)
         finish_loading(self._engine, stored.taken)
+
+    def _require_same_model(self, checkpoint: Checkpoint, store: Storage) -> None:
+        """Norm order, rotary base and the like change no shape, and yet the weights mean nothing without them."""
+        theirs, ours = checkpoint.model, self._describe
+        differing = [f"{k} was {theirs[k]!r} and is {ours[k]!r}" for k in ours if k in theirs and theirs[k] != ours[k]]
+        if differing:
+            raise StoreError(
+                f"{store.url(checkpoint.manifest)}: it is of another model: {'; '.join(differing)}. Set `model` as it "
+                "was, or begin a training of its own."
+            )
 
     def _remove(self, checkpoint: Checkpoint) -> None:
         """The manifest first: a removal that is killed leaves a folder that does not count."""

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from infra.errors import CalummaError
 
 
 class LocalEngine:
@@ -53,12 +56,35 @@ def start_engine(module: nn.Module, optimizer: torch.optim.Optimizer, config: di
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.logger.setLevel("WARNING")  # a hundred lines at every start and checkpoint otherwise
     deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
-    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config, dist_init_required=False)
+    with _partitioned_at_stage_1():
+        engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config, dist_init_required=False)
     if float32_copies(engine):
         # To have moments, DeepSpeed took a step without gradients: AdamW counted it, and weights decayed.
         engine.optimizer.optimizer.state.clear()
         engine.optimizer.refresh_fp32_params()
     return engine
+
+
+@contextmanager
+def _partitioned_at_stage_1() -> Iterator[None]:
+    """Has ZeRO 1 use one optimizer, whatever gradients are added up in.
+
+    With bf16 weights and float32 sums DeepSpeed takes another one at stage 1 alone, a pipeline's, which lays out its
+    state differently; the usual one, which it takes as soon as anything is offloaded, does the same (0.19.8).
+    """
+    from deepspeed.runtime import engine
+
+    decide = engine.DeepSpeedEngine._do_optimizer_sanity_check
+
+    def decided(self: Any, optimizer: Any) -> Any:
+        found = decide(self, optimizer)
+        return engine.ZERO_OPTIMIZATION if self.zero_optimization() else found
+
+    engine.DeepSpeedEngine._do_optimizer_sanity_check = decided
+    try:
+        yield
+    finally:
+        engine.DeepSpeedEngine._do_optimizer_sanity_check = decide
 
 
 def float32_copies(engine: Any) -> dict[Tensor, Tensor]:
@@ -78,6 +104,9 @@ def ask_before_steps(engine: Any, allow: Callable[[float], bool]) -> None:
 
     DeepSpeed knows one reason not to take a step, gradients that overflowed, which it sees by their norm or in a check
     of its own. There each of its optimizers is asked in its own place (0.19.8).
+
+    Raises:
+        CalummaError: it is an optimizer for which no such place is known.
     """
     optimizer = engine.optimizer
     if hasattr(optimizer, "scaled_global_norm"):  # ZeRO 1 and 2
@@ -106,7 +135,8 @@ def ask_before_steps(engine: Any, allow: Callable[[float], bool]) -> None:
             return not allow(float(torch.linalg.vector_norm(torch.stack(norms))))
 
         optimizer.overflow_checker.check = refused
-    else:  # float32 without ZeRO: torch's optimizer, which leaves parameters without a gradient alone
+    elif isinstance(optimizer, torch.optim.Optimizer):
+        # float32 without ZeRO: torch's optimizer, which leaves parameters without a gradient alone
 
         def clip() -> None:
             parameters = list(engine.module.parameters())
@@ -116,3 +146,8 @@ def ask_before_steps(engine: Any, allow: Callable[[float], bool]) -> None:
                     parameter.grad = None
 
         engine.clip_fp32_gradients = clip
+    else:
+        raise CalummaError(
+            f"DeepSpeed made a {type(optimizer).__name__}, which cannot be asked before it moves. Remove what chose it "
+            "from resources.deepspeed."
+        )

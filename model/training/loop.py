@@ -24,13 +24,14 @@ from infra.settings import ResourcesConfig
 from infra.storage import Storage
 from model.data.loader import Batch, SequenceLoader
 from model.training.checkpoint import Checkpoint, Checkpoints
+from model.training.clock import StepClock
 from model.training.config import FinetuneConfig, PretrainConfig
 from model.training.engine import start_engine
 from model.training.evaluate import held_out_losses
 from model.training.guard import Finding, Guard, Rollback, RollbackError
 from model.training.module import TrainingModule, figures_of
 from model.training.monitors import MetricsLog
-from model.training.optimizer import make_optimizer, use_bf16
+from model.training.optimizer import agree_on_bf16, make_optimizer
 from model.training.schedule import factor, require_decay
 from model.training.step import Stepper, Taken
 from model.training.watch.config import WatchConfig
@@ -92,7 +93,10 @@ def train(job: Training) -> Outcome:
         RecipeError: ``resources.deepspeed`` has a key that DeepSpeed would ignore, ``watch`` names a service whose
             package is missing, ``skip`` goes beyond the run's end, or no step comes after the warm-up.
     """
-    return _Run(job).train()
+    try:
+        return _Run(job).train()
+    finally:
+        job.model.see = None  # what looked at the residual stream
 
 
 class _Run:
@@ -102,7 +106,7 @@ class _Run:
         self.job, self.config, self.loader = job, job.config, job.loader
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         require_packages(job.watch)
-        self.bf16 = use_bf16(job.resources)
+        self.bf16 = agree_on_bf16(job.resources)
         job.model.run_with(
             job.resources.attention_backend, job.resources.activation_checkpointing, job.resources.compile
         )
@@ -129,10 +133,17 @@ class _Run:
         self.checkpoints = Checkpoints(
             *(job.store, self.engine, job.model),
             {"zero_stage": job.resources.zero_stage, "precision": "bf16" if self.bf16 else "fp32"},
+            describe={
+                **job.model.config.model_dump(mode="json", exclude={"dropout"}),
+                # None and what it stands for are one model.
+                **{"kv_heads": job.model.config.n_kv_heads, "ffn": job.model.config.ffn_dim},
+                "vocabulary_size": job.model.vocabulary_size,
+            },
             keep=self.config.keep_checkpoints,
             keep_every=self.config.keep_every,
         )
         self.step, self.last = 0, dict[str, Any]()
+        self.total_tokens = 0
         if (found := self.checkpoints.load_latest()) is not None:
             self._restore(found)
         elif job.origin is not None:
@@ -150,7 +161,7 @@ class _Run:
             *(self.device, torch.bfloat16 if self.bf16 else torch.float32),
         )
         self.log = MetricsLog(job.store, self.step, job.watch) if self.rank == 0 else None
-        self.started, self.tokens = time.monotonic(), 0
+        self.started, self.tokens, self.clock = time.monotonic(), 0, StepClock()
 
     def train(self) -> Outcome:
         self.engine.train()
@@ -161,17 +172,19 @@ class _Run:
             self.checkpoints.wait()
         except CalummaError:  # raised on all ranks; what was saved before is good
             self.checkpoints.wait()
+            self.checkpoints.close()
             raise
         finally:
             if self.log is not None:
                 self.log.close()
         if self.step < self.total:
+            self.checkpoints.close()
             return Outcome(False, self.step)
         seconds = time.monotonic() - self.started
         facts = {
             "steps": self.step,
             "parameters": self.job.model.config.parameters(self.job.model.vocabulary_size),
-            "tokens": self.log.total_tokens if self.log else 0,
+            "tokens": self.total_tokens,
             "tokens_per_s": round(self.tokens / seconds, 1) if self.tokens else None,
             "peak_flops": self.throughput.peak,
             "peak_from": self.throughput.source,
@@ -180,26 +193,34 @@ class _Run:
             "precision": "bf16" if self.bf16 else "fp32",
             "final": self.last,
         }
-        return Outcome(True, self.step, self.checkpoints.weights(), facts)
+        weights = self.checkpoints.weights()
+        self.checkpoints.close()
+        return Outcome(True, self.step, weights, facts)
 
     def _until_rollback(self) -> bool:
         """Steps up to the end, a stop request (True) or a rollback, after which the loader begins anew."""
         rollbacks = len(self.guard.rollbacks)
         batches = iter(self.loader)
+        self.clock.restart()
         while self.step < self.total:
-            micros = [next(batches) for _ in range(self.loader.accumulation)]
-            stopped = self._step([{k: v.to(self.device) for k, v in m.items()} for m in micros])
+            with self.clock.part("data_s"):
+                micros = [self._moved(next(batches)) for _ in range(self.loader.accumulation)]
+            stopped = self._step(micros)
             if len(self.guard.rollbacks) > rollbacks:
                 return stopped
             if stopped or self.step % self.config.checkpoint_every == 0 or self.step == self.total:
-                self._save()
+                with self.clock.part("save_s", aside=True):
+                    self._save()
             if stopped:
                 return True
         return False
 
+    def _moved(self, micro: Batch) -> Batch:
+        """On the device, but for what attention needs as a number: reading that from a GPU would wait for it."""
+        return {k: v if k == "max_seqlen" else v.to(self.device) for k, v in micro.items()}
+
     def _step(self, micros: list[Batch]) -> bool:
         """One optimizer step; whether the training was asked to stop."""
-        began = time.monotonic()
         rate = self.config.optimizer.learning_rate * factor(self.config.schedule, self.step, self.total)
         taken = self.stepper.take(micros, self.step, rate, self.loader.place, self.job.should_stop)
         if self.rank == 0:
@@ -209,7 +230,8 @@ class _Run:
             self._roll_back(taken.rollback)
         else:
             self.step += 1
-            self._write(taken, micros[0], rate, time.monotonic() - began)
+            self.total_tokens += int(figures_of(taken.sums)["tokens"])
+            self._write(taken, micros[0], rate)
         return taken.stop
 
     def _roll_back(self, finding: Finding) -> None:
@@ -256,13 +278,32 @@ class _Run:
         self.loader.load_state_dict(found.state["loader"], accept_batch=accept_batch)
         self.guard.load_state_dict(found.state["guard"])
         self.last = dict(found.state["last"])
+        self.total_tokens = int(found.state.get("tokens", 0))  # the oldest ones do not count them
 
     def _state(self) -> dict[str, Any]:
         """What a checkpoint holds beside the engine's state, as plain JSON."""
-        return {"loader": self.loader.state_dict(), "guard": self.guard.state_dict(), "last": self.last}
+        return {"loader": self.loader.state_dict(), "guard": self.guard.state_dict(), "last": self.last} | {
+            "tokens": self.total_tokens
+        }
 
-    def _write(self, taken: Taken, micro: Batch, rate: float, seconds: float) -> None:
+    def _write(self, taken: Taken, micro: Batch, rate: float) -> None:
         """The step's line; every rank takes part in the held-out losses, rank 0 writes."""
+        seconds, parts = self.clock.lap()
+        with self.clock.part("look_s", aside=True):
+            line, sheet = self._line(taken, micro, rate)
+        if self.log is None:
+            return
+        line |= {"total_tokens": self.total_tokens, "tokens_per_s": round(line["tokens"] / seconds, 1), **parts}
+        line |= self.throughput.mfu(line["tokens"] / seconds)
+        self.log.write(line)
+        if sheet is not None:
+            self.log.show("drawings", sheet, self.step)
+        self.job.observe(line)
+        note = f"{self.loader.stage}: loss {line['loss']:.3f}, {line['tokens_per_s']:,.0f} tokens/s"
+        self.job.report(self.step, self.total, note)
+
+    def _line(self, taken: Taken, micro: Batch, rate: float) -> tuple[dict[str, Any], Any]:
+        """The step's figures, and a sheet of drawings or None; with what is looked at in this step only."""
         line: dict[str, Any] = {"step": self.step, "stage": self.loader.stage, **figures_of(taken.sums)}
         line |= {"grad_norm": taken.norm, "learning_rate": rate, "skipped_steps": self.guard.skipped}
         line |= {KEYS[finding.rule]: finding.ratio for finding in taken.findings}
@@ -278,17 +319,7 @@ class _Run:
             line["held_out"] = self.last["held_out"] = losses
         draw = self.job.drawings
         sheet = None if draw is None else draw.sheet(self.engine, self.job.model, self.step, self.total)
-        if self.log is None:
-            return
-        self.log.total_tokens += line["tokens"]
-        line |= {"total_tokens": self.log.total_tokens, "tokens_per_s": round(line["tokens"] / seconds, 1)}
-        line |= self.throughput.mfu(line["tokens"] / seconds)
-        self.log.write(line)
-        if sheet is not None:
-            self.log.show("drawings", sheet, self.step)
-        self.job.observe(line)
-        note = f"{self.loader.stage}: loss {line['loss']:.3f}, {line['tokens_per_s']:,.0f} tokens/s"
-        self.job.report(self.step, self.total, note)
+        return line, sheet
 
     def _save(self) -> None:
         if self.log is not None:

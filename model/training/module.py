@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from model.data.batch import Batch
 from model.training.watch.look import ResidualNorms
+from model.transformer.backends import Segments
 from model.transformer.model import Transformer
 
 MODALITIES = ("text", "image")
@@ -55,11 +56,13 @@ class TrainingModule(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The summed loss, and the sums that ``sums`` names (float64) over this micro-batch."""
-        documents_BT, positions_BT = batch["documents"], batch["positions"]
+        documents_BT, positions_BT, segments = batch["documents"], batch["positions"], None
+        if "cu_seqlens" in batch:
+            segments = Segments(batch["cu_seqlens"], int(batch["max_seqlen"]))
         if self.attention == "sequence":
-            documents_BT = documents_BT.clamp(max=0)  # padding, -1, stays apart
+            documents_BT, segments = documents_BT.clamp(max=0), None  # padding, -1, stays apart
             positions_BT = torch.arange(positions_BT.shape[1], device=positions_BT.device).expand_as(positions_BT)
-        hidden_BTD = self.transformer(batch["tokens"], documents_BT, positions_BT)
+        hidden_BTD = self.transformer(batch["tokens"], documents_BT, positions_BT, segments=segments)
         loss = self.transformer.loss(hidden_BTD, batch["labels"], self.z_loss, self.weights(batch))
         with torch.no_grad():
             image_N = batch["image"].flatten()[loss.index_N]

@@ -32,7 +32,6 @@ class MetricsLog:
         self._files = GrowingFiles(store, [METRICS])
         self._path = self._files.path / METRICS
         kept = [line for line in _whole_lines(self._path) if json.loads(line)["step"] <= first_step]
-        self.total_tokens = int(json.loads(kept[-1]).get("total_tokens", 0)) if kept else 0
         aside = self._path.with_suffix(".aside")  # a kill here must not cost the lines so far
         aside.write_text("".join(kept), encoding="utf-8")
         aside.replace(self._path)

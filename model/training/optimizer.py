@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from infra.settings import ResourcesConfig
@@ -42,6 +43,17 @@ def use_bf16(resources: ResourcesConfig) -> bool:
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     found = torch.cpu.get_capabilities()
     return bool(found.get("avx512_bf16") or found.get("amx_bf16") or found.get("bf16"))
+
+
+def agree_on_bf16(resources: ResourcesConfig) -> bool:
+    """The same on all ranks, which call it together: bf16 where every one of them would have it."""
+    answers = [True] * dist.get_world_size()
+    dist.all_gather_object(answers, use_bf16(resources))
+    if dist.get_rank() == 0 and resources.precision == "auto":
+        without = answers.count(False)
+        why = f", since {without} of {len(answers)} workers do not multiply bf16" if without else ""
+        print(f"precision: {'fp32' if without else 'bf16'}{why}", flush=True)
+    return all(answers)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from infra.errors import CalummaError
 from model.data.batch import IGNORE, Batch
 from model.data.loader import Place
 from model.training.engine import ask_before_steps
@@ -53,7 +54,9 @@ class Stepper:
         self._engine, self._guard = engine, guard
         self._seed, self._dropout, self._image_weight = seed, dropout, image_weight
         self._rank, self._world = dist.get_rank(), dist.get_world_size()
-        self._number, self._norm = 0, math.nan
+        self._number = 0
+        self._norm: float | None = None
+        """Of the step's gradients; None: not asked about yet."""
         self._sums: dict[str, float] = {}
         self._findings: list[Finding] = []
         ask_before_steps(engine, self._allow)
@@ -76,7 +79,7 @@ class Stepper:
             rows = len(micros[0]["tokens"])
             engine.set_train_batch_size(len(micros) * rows * self._world)
         sums = torch.zeros(len(names), dtype=torch.float64, device=device)
-        self._number, self._norm, self._findings = step + 1, math.nan, []
+        self._number, self._norm, self._findings = step + 1, None, []
         for number, micro in enumerate(micros):
             # DeepSpeed would count micro-batches since its start: in a batch that grew the count is out of step.
             engine.set_gradient_accumulation_boundary(number == len(micros) - 1)
@@ -93,7 +96,12 @@ class Stepper:
                     raise self._not_finite("the loss is not finite", micros, place)
                 self._sums = dict(zip(names, sums.tolist(), strict=True))
             engine.step()
-        if not (math.isfinite(self._norm) and self._norm >= 0):
+        if self._norm is None and engine.was_step_applied():
+            raise CalummaError(
+                f"step {self._number}: DeepSpeed took the step without asking, so that nothing guarded it. Remove what "
+                "resources.deepspeed says beyond bucket sizes and offloading, and go on from the last checkpoint."
+            )
+        if self._norm is None or not (math.isfinite(self._norm) and self._norm >= 0):
             raise self._not_finite("the gradients are not finite", micros, place)
         return Taken(self._sums, self._norm, self._findings)
 

@@ -6,7 +6,7 @@ metrics are the function's own, in the step's folder, so that a restarted group 
 
 Failures are of two kinds. One that would only repeat (a :class:`CalummaError`, a fault in the code) ends the step at
 once with its message. Anything else (a killed worker, a lost node) restarts the group, up to ``resources.max_failures``
-times.
+times without a checkpoint in between: a training of weeks on a thousand GPUs loses many nodes, each harmless.
 
 Stopping: on SIGTERM (``ray job stop``, a cancelled flow) the job's process leaves a stop request that the workers find
 with :class:`StopRequest`; they checkpoint and return.
@@ -14,6 +14,7 @@ with :class:`StopRequest`; they checkpoint and return.
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
@@ -46,6 +47,8 @@ POOL = "accelerator_type:"
 """How Ray names, among its resources, what kind of accelerators a node has."""
 REPEATING = (CalummaError, TypeError, ValueError, LookupError, AttributeError, NameError, AssertionError, ImportError)
 """What a worker raises that starting it again would not mend."""
+REPEATING_NAMES = ("ZeRORuntimeException", "DeepSpeedConfigError")
+"""The same, by name: DeepSpeed's, which is not imported here."""
 
 
 def stop_file(job: str) -> str:
@@ -66,6 +69,25 @@ class StopRequest:
             self._looked = now
             self._found = Storage(self.workdir).exists(stop_file(self.job))
         return self._found
+
+
+class Deaths:
+    """Counts deaths in a row: those since a newer checkpoint was committed to a step's folder."""
+
+    def __init__(self, store: Storage) -> None:
+        self._store = store
+        self.count, self._newest = 0, self._find()
+
+    def add(self) -> int:
+        """One more; how many there were in a row."""
+        newest = self._find()
+        self.count = 1 if newest > self._newest else self.count + 1
+        self._newest = newest
+        return self.count
+
+    def _find(self) -> str:
+        """The name of the newest checkpoint; empty where there is none."""
+        return max(self._store.list("checkpoints"), default="")
 
 
 @dataclass(frozen=True)
@@ -93,7 +115,7 @@ def launch(context: StepContext, train_function: TrainFunction, arguments: dict[
 
     Raises:
         ResourceError: the cluster has too few CPUs or accelerators for the workers.
-        StepFailed: a worker raised, or workers died too often.
+        StepFailed: a worker raised, or workers died too often without a new checkpoint.
         StepStopped: the job was asked to stop.
     """
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")  # workers keep the job's folder: recipes hold relative paths
@@ -107,24 +129,25 @@ def launch(context: StepContext, train_function: TrainFunction, arguments: dict[
         ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=True, include_dashboard=False)
     _check_resources(context, ray.cluster_resources())
     context.workdir.delete(stop_file(context.job))
-    deaths = 0
+    deaths = Deaths(context.store())
     with _stop_on_sigterm(context):
-        while True:
+        for attempt in itertools.count():
             try:
-                _trainer(context, train_function, arguments, deaths).fit()
+                _trainer(context, train_function, arguments, attempt).fit()
                 break
             except TrainingFailedError as error:
                 cause = _repeating(error)
                 if cause is not None:
                     said = str(cause) if isinstance(cause, CalummaError) else f"{type(cause).__name__}: {cause}"
                     raise StepFailed(f"step {context.step}: {said}") from error
-                deaths += 1
-                if deaths > context.recipe.resources.max_failures:
+                if deaths.add() > context.recipe.resources.max_failures:
                     raise StepFailed(
-                        f"step {context.step}: training workers failed {deaths} times, more than "
-                        f"resources.max_failures = {deaths - 1} allows. The last failure: {_last_line(error)}"
+                        f"step {context.step}: training workers failed {deaths.count} times without a new checkpoint, "
+                        f"more than resources.max_failures = {deaths.count - 1} allows. The last failure: "
+                        f"{_last_line(error)}"
                     ) from error
-                print(f"training workers failed ({_last_line(error)}); starting them again ({deaths})", flush=True)
+                said = _last_line(error)
+                print(f"training workers failed ({said}); starting them again ({deaths.count})", flush=True)
     if context.workdir.exists(stop_file(context.job)):
         raise StepStopped(f"step {context.step} was stopped on request. Run again to go on from its last checkpoint.")
 
@@ -191,8 +214,12 @@ def _check_resources(context: StepContext, have: dict[str, float]) -> None:
 
 def _repeating(error: BaseException) -> Exception | None:
     """A worker's failure that would repeat: a CalummaError before others, a lower rank before a higher one."""
-    failures = [e for _, e in sorted(getattr(error, "worker_failures", {}).items()) if isinstance(e, REPEATING)]
+    failures = [e for _, e in sorted(getattr(error, "worker_failures", {}).items()) if _would_repeat(e)]
     return next((e for e in failures if isinstance(e, CalummaError)), failures[0] if failures else None)
+
+
+def _would_repeat(error: BaseException) -> bool:
+    return isinstance(error, REPEATING) or type(error).__name__ in REPEATING_NAMES
 
 
 def _last_line(error: BaseException) -> str:

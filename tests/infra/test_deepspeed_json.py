@@ -25,6 +25,7 @@ def test_further_sections_are_laid_over() -> None:
     offload = {"offload_optimizer": {"device": "cpu"}}
     config = made(deepspeed={"zero_optimization": offload, "wall_clock_breakdown": True})
     assert config["zero_optimization"] == {"stage": 1, **offload}
+    assert config["zero_force_ds_cpu_optimizer"] is False  # torch's AdamW would be refused
     assert config["wall_clock_breakdown"] is True
 
 
@@ -42,6 +43,26 @@ def test_what_the_recipe_decides_is_refused_with_the_place_to_set_it(key: str) -
 def test_the_zero_stage_has_one_place() -> None:
     with pytest.raises(RecipeError, match=r"resources\.zero_stage"):
         made(deepspeed={"zero_optimization": {"stage": 3}})
+
+
+def test_gradients_add_up_in_float32_where_there_are_several() -> None:
+    assert [made(zero_stage=s).get("data_types") for s in (0, 1, 2, 3)] == [None, *[{"grad_accum_dtype": "fp32"}] * 3]
+    assert [made(zero_stage=s).get("communication_data_type") for s in (0, 1, 2, 3)] == [None, "fp32", None, None]
+    other = made(deepspeed={"data_types": {"grad_accum_dtype": "bf16"}})
+    assert other["data_types"] == {"grad_accum_dtype": "bf16"}
+
+
+@pytest.mark.parametrize(
+    ("stage", "given", "says"),
+    [
+        (0, {"grad_accum_dtype": "fp32"}, "runs in bf16, without ZeRO"),
+        (1, {"grad_accum_dtype": "fp16"}, "expected"),
+        (1, "fp32", "expected"),
+    ],
+)
+def test_sums_that_deepspeed_has_no_optimizer_for_are_refused(stage: int, given: object, says: str) -> None:
+    with pytest.raises(RecipeError, match=says):
+        made(zero_stage=stage, deepspeed={"data_types": given})
 
 
 def test_deepspeed_knows_every_key() -> None:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from infra.deepspeed_json import deepspeed_json
 from infra.settings import ResourcesConfig
 from infra.storage import Storage
 from model.data.loader import Batch, SequenceLoader
@@ -27,11 +28,14 @@ from model.data.steps import BatchSizes
 from model.generation.config import GenerationConfig
 from model.training import loop
 from model.training.checkpoint import list_checkpoints
-from model.training.config import OptimizerConfig, PretrainConfig, ScheduleConfig
+from model.training.config import GuardConfig, OptimizerConfig, PretrainConfig, ScheduleConfig
 from model.training.engine import start_engine
+from model.training.guard import Guard
 from model.training.loop import Training, train
 from model.training.module import TrainingModule
+from model.training.optimizer import make_optimizer
 from model.training.state import KINDS, pieces, steps_taken
+from model.training.step import Stepper
 from model.training.stored import StoredState
 from model.training.watch import throughput
 from model.training.watch.config import DrawingsConfig, WatchConfig
@@ -148,8 +152,48 @@ def drawings(every: int, pictures: int, vocabulary: Vocabulary, store: Storage) 
     return Drawings(prompts, DrawingsConfig(every=every), vocabulary, GenerationConfig(), 5, show)
 
 
+def accumulated(micros: int, resources: ResourcesConfig) -> float:
+    """One step of so many micro-batches in bf16, on one rank: how far the gradient that AdamW took, by its first
+    moment, is from the same micro-batches' bf16 gradients added up in float32; relative to that one's norm."""
+    draw = torch.Generator().manual_seed(1)
+
+    def micro() -> Batch:
+        ids = torch.randint(4, 64, (1, 17), generator=draw)
+        row = torch.arange(16)[None]
+        return {
+            **{"tokens": ids[:, :-1].contiguous(), "labels": ids[:, 1:].contiguous(), "positions": row},
+            **{"documents": torch.zeros_like(row, dtype=torch.int32), "image": torch.zeros_like(row, dtype=torch.bool)},
+            "sequences": torch.tensor([0]),
+        }
+
+    batch = [micro() for _ in range(micros)]
+    config = MODEL.model_copy(update={"dropout": 0.0})
+    plain = TrainingModule(Transformer(config, 64).initialise(7).bfloat16(), 1e-5, 1.0)
+    sums = {name: torch.zeros(p.shape) for name, p in plain.transformer.named_parameters()}
+    for one in batch:
+        (plain(one)[0] / (16 * micros)).backward()
+        for name, p in plain.transformer.named_parameters():
+            assert p.grad is not None
+            sums[name] += p.grad.float()
+            p.grad = None
+    model = Transformer(config, 64).initialise(7)
+    optimizer = make_optimizer(model, OptimizerConfig())
+    settings = deepspeed_json(resources, bf16=True, world=1, micro_batch=1, accumulation=micros, clip=1e9)
+    engine = start_engine(TrainingModule(model, 1e-5, 1.0), optimizer, settings)
+    Stepper(engine, Guard(GuardConfig()), seed=0, dropout=False, image_weight=1.0).take(
+        batch, 0, 1e-4, "one", lambda: False
+    )
+    found = {name: torch.zeros(total.numel()) for name, total in sums.items()}
+    for piece in pieces(engine, model):
+        found[piece.name][piece.start : piece.start + len(piece.exp_avg)] = piece.exp_avg / (1 - 0.9)
+    far = sum(float((found[name] - total.flatten()).square().sum()) for name, total in sums.items())
+    return float((far / sum(float(total.square().sum()) for total in sums.values())) ** 0.5)
+
+
 def run(options: dict[str, Any], rank: int, world: int) -> Any:
     """One training; how it ended, or what it raised."""
+    if "accumulate" in options:
+        return accumulated(options["accumulate"], ResourcesConfig(**options["resources"]))
     config = CONFIG.model_copy(update=options.get("config", {}))
     mix, done, reports = Storage(options["mix"]), [0], [0]
 

@@ -9,6 +9,7 @@ import torch
 from model.data.loader import make_batch
 from model.training.config import PretrainConfig
 from model.training.module import TrainingModule
+from model.transformer.backends import Segments
 from model.transformer.config import TransformerConfig
 from model.transformer.model import Transformer
 from model.vocabulary import BOS, EOS, PAD, Vocabulary
@@ -56,3 +57,9 @@ def test_across_documents_a_sequence_is_one_row() -> None:
         module(make_batch(ids.numpy().astype(np.uint16), starts, None, [0], V))
         transformer(ids)
     torch.testing.assert_close(seen[0], seen[1], atol=1e-5, rtol=1e-5)
+
+
+def test_attention_is_given_the_borders_that_the_loader_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Finding them again would make each micro-batch wait for a GPU."""
+    monkeypatch.setattr(Segments, "of", lambda documents_BT: pytest.fail("borders were looked for"))
+    loss("document", [40, 41, 42], padding=5)

@@ -195,3 +195,18 @@ def test_another_model_is_refused(alone: None, tmp_path: Path) -> None:
     Toy(Storage(tmp_path)).train(1, 1)
     with pytest.raises(StoreError, match=r"weight has shape \(2, 3\), the model's \(2, 4\)"):
         Toy(Storage(tmp_path), width=4).checkpoints.load_latest()
+
+
+def test_a_model_of_the_same_shapes_is_refused_with_what_differs(alone: None, tmp_path: Path) -> None:
+    """Also when another training begins with it."""
+    store = Storage(tmp_path)
+    described = {"norm": "pre", "rope_theta": 10_000.0, "layers": 2}
+    Toy(store, describe=described).train(1, 1)
+    other = described | {"norm": "reordered", "rope_theta": 500.0}
+    with pytest.raises(StoreError, match="norm was 'pre' and is 'reordered'; rope_theta was 10000.0 and is 500.0"):
+        Toy(store, describe=other).checkpoints.load_latest()
+    with pytest.raises(StoreError, match="step-00000001.json: it is of another model"):
+        Toy(Storage(tmp_path / "new"), describe=other).checkpoints.load_from(store, 1)
+    found = Toy(store, describe=described | {"bias": False}).checkpoints.load_latest()  # what it does not say is let be
+    assert found is not None
+    assert found.model == described

@@ -51,7 +51,7 @@ TOGETHER: dict[str, dict[str, Any]] = {
         for precision in PRECISIONS
     },
     "stopped": {**at(1), "stop_at": 4, "config": {"checkpoint_every": 100}},
-    **{f"stopped-{stage}-bf16": {**at(stage, "bf16"), "stop_at": 4, "model": PLAIN} for stage in (0, 2, 3)},
+    **{f"stopped-{stage}-bf16": {**at(stage, "bf16"), "stop_at": 4, "model": PLAIN} for stage in STAGES},
     "tuned": {"run": "finetune", "config": {"schedule": ScheduleConfig(warmup_steps=1)}},
     "short": {"config": {"schedule": ScheduleConfig(warmup_steps=8)}},
     # A picture's label weighs 0.37, and two stretches of positions are left out, as a recipe says.
@@ -66,8 +66,14 @@ KILLED: dict[str, dict[str, Any]] = {
     # Every other step is a checkpoint, and the ramp ends with the third: gone on from the second, or the fourth.
     **{f"killed-ramp-{last}": {"config": RAMP, "die_at": last} for last in (3, 5)},
 }
-AGAIN = (*KILLED, "stopped", *(f"stopped-{stage}-bf16" for stage in (0, 2, 3)), "whole-1")
+AGAIN = (*KILLED, "stopped", *(f"stopped-{stage}-bf16" for stage in STAGES), "whole-1")
 """What new processes go on with; of the last one, the newest checkpoint was damaged."""
+
+
+ACCUMULATED: tuple[tuple[int, dict[str, Any]], ...] = (
+    *((stage, {}) for stage in (1, 2, 3)),
+    (1, {"deepspeed": {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}}),
+)
 
 
 class Trained:
@@ -77,10 +83,13 @@ class Trained:
         self.folder = folder
         self.outcomes: dict[str, Any] = {}
         self._lines: dict[str, Lines] = {}
+        self.accumulated: list[Any] = []
+        """Errors of summed gradients, as ``ACCUMULATED`` names them."""
 
     def note(self, names: Any, ended: list[Any]) -> None:
         self.outcomes |= dict(zip(names, ended, strict=True))
-        self._lines |= {name: read_metrics(self.store(name)) for name in names}
+        begun = [name for name in names if not isinstance(self.outcomes[name], Exception)]
+        self._lines |= {name: read_metrics(self.store(name)) for name in begun}
 
     def __getitem__(self, name: str) -> Any:
         found = self.outcomes[name]
@@ -112,11 +121,14 @@ def trained(ranks_of: Any, tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 @pytest.fixture(scope="module")
 def alone(ranks_of: Any, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """Two of them on one rank."""
+    """Two of them on one rank, and steps of many micro-batches."""
     folder = tmp_path_factory.mktemp("alone")
     found = Trained(folder)
     names = ("plain-1-fp32", "ramp-0")
-    found.note(names, ranks_of(folder)(world=1, runs=found.options(names))[0])
+    many = [{"accumulate": 64, **at(stage, "bf16", **more)} for stage, more in ACCUMULATED]
+    ended = ranks_of(folder)(world=1, runs=[*found.options(names), *many])[0]
+    found.note(names, ended[: len(names)])
+    found.accumulated = ended[len(names) :]
     return found
 
 
@@ -150,7 +162,7 @@ def same_bits(a: dict[str, Any], b: dict[str, Any]) -> bool:
     return {k: v.tobytes() for k, v in a.items()} == {k: v.tobytes() for k, v in b.items()}
 
 
-CLOCK = ("tokens_per_s", "mfu", "memory")
+CLOCK = ("tokens_per_s", "mfu", "memory", "data_s", "save_s", "look_s")
 
 
 def without_clock(line: dict[str, Any]) -> dict[str, Any]:
@@ -180,6 +192,8 @@ def test_what_is_written_down(trained: Trained) -> None:
     assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
     assert [line["step"] for line in lines if "held_out" in line] == [4, 8]
     assert set(lines[3]["held_out"]["pictures"]) == {"text", "image"}
+    assert all(0 <= line["data_s"] < line["tokens"] / line["tokens_per_s"] for line in lines)  # it is part of the step
+    assert [line["step"] for line in lines if "save_s" in line] == [4, 7]  # after the third and the sixth
     assert lines[-1]["total_tokens"] == 56 * 22 == sum(line["tokens"] for line in lines) == whole.facts["tokens"]
 
 
@@ -202,13 +216,18 @@ def test_every_zero_stage_and_precision_agrees(trained: Trained, stage: int, pre
     assert list_checkpoints(trained.store(name))[0].step == 8
 
 
+def test_in_bf16_many_micro_batches_add_up_in_float32(alone: Trained) -> None:
+    """At ZeRO 1 to 3, and with the optimizer offloaded; in bf16 the error would be half a percent at 64."""
+    assert alone.accumulated == pytest.approx([0.0] * len(ACCUMULATED), abs=1e-6)
+
+
 def test_a_stop_request_checkpoints_and_the_next_run_goes_on_bit_for_bit(trained: Trained, again: Trained) -> None:
     assert not trained["stopped"].finished
     assert trained["stopped"].step == 5
     assert same_bits(again["stopped"].weights, trained["whole-1"].weights)
 
 
-@pytest.mark.parametrize("stage", [0, 2, 3])
+@pytest.mark.parametrize("stage", STAGES)
 def test_in_bf16_going_on_changes_no_bit_either(trained: Trained, again: Trained, stage: int) -> None:
     name = f"stopped-{stage}-bf16"
     assert not trained[name].finished
@@ -249,7 +268,7 @@ def test_labels_of_pictures_weigh_what_the_recipe_says(trained: Trained, mix: St
     config = CONFIG.model_copy(update=TOGETHER["weighed"]["config"])
     loader = SequenceLoader(mix, "pretrain", 8, prefetch=0)
     loader.pass_over(config.skip)
-    assert loader.steps == trained["weighed"].step == 6  # 42 - 8 - 2 sequences in eights, then 14 - 6
+    assert loader.steps == trained["weighed"].step == 5  # 42 - 8 - 2 sequences in eights, then 14 - 6
     model = Transformer(MODEL.model_copy(update=PLAIN), loader.vocabulary.size).initialise(7)
     optimizer, lines = make_optimizer(model, config.optimizer), trained.lines("weighed")
     for step, (batch, line) in enumerate(zip(loader, lines, strict=True)):

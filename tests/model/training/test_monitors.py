@@ -26,7 +26,6 @@ def test_resuming_drops_what_lies_past_the_checkpoint_and_a_half_written_line(tm
     with (tmp_path / METRICS).open("a") as f:
         f.write('{"step": 6, "lo')
     again = MetricsLog(store, 3)
-    assert again.total_tokens == 30
     again.write(line(4) | {"held_out": {"pictures": {"text": 2.0}}})
     again.close()
     assert [m["step"] for m in read_metrics(store)] == [1, 2, 3, 4]
@@ -64,7 +63,6 @@ def test_pictures_and_figures_without_sources_go_to_tensorboard(tmp_path: Path) 
     log.write({"step": 2, "l1": 0.4, "held_out": {"emoji": {"text": 2.0, "image": 3.0}}})
     log.show("held_out/pictures", np.full((4, 6, 3), 128, np.uint8), 2)
     log.close()
-    assert MetricsLog(Storage(tmp_path), 2).total_tokens == 0  # lines that count none
     board = EventAccumulator(str(tmp_path / TENSORBOARD))
     board.Reload()
     assert set(board.Tags()["scalars"]) == {

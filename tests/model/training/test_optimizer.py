@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+import torch.distributed as dist
 
 from infra.settings import ResourcesConfig
 from model.training.config import OptimizerConfig
-from model.training.optimizer import make_optimizer, set_learning_rate, use_bf16
+from model.training.optimizer import agree_on_bf16, make_optimizer, set_learning_rate, use_bf16
 from model.transformer.config import TransformerConfig
 from model.transformer.model import Transformer
 
@@ -38,3 +41,19 @@ def test_auto_is_bf16_only_where_the_cpu_multiplies_it(
     assert use_bf16(ResourcesConfig(precision="auto")) is want
     assert use_bf16(ResourcesConfig(precision="bf16"))
     assert not use_bf16(ResourcesConfig(precision="fp32"))
+
+
+def test_precision_is_the_same_on_all_ranks(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of three workers the last one is another machine."""
+
+    def gathered(answers: list[Any], mine: bool) -> None:
+        answers[:] = [mine, True, False]
+
+    monkeypatch.setattr(dist, "get_world_size", lambda: 3)
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    monkeypatch.setattr(dist, "all_gather_object", gathered)
+    monkeypatch.setattr("model.training.optimizer.use_bf16", lambda resources: True)
+    assert not agree_on_bf16(ResourcesConfig(precision="auto"))
+    assert capsys.readouterr().out == "precision: fp32, since 1 of 3 workers do not multiply bf16\n"

@@ -14,7 +14,15 @@ from infra.errors import CalummaError, ResourceError, StoreError
 from infra.storage import Storage
 from tasks.context import StepContext
 from tasks.recipe import load_recipe
-from tasks.train.launch import StopRequest, _check_resources, _last_line, _repeating, _stop_on_sigterm, stop_file
+from tasks.train.launch import (
+    Deaths,
+    StopRequest,
+    _check_resources,
+    _last_line,
+    _repeating,
+    _stop_on_sigterm,
+    stop_file,
+)
 
 
 class GroupError(Exception):
@@ -42,6 +50,19 @@ def test_errors_that_would_repeat_are_told_from_deaths() -> None:
     assert _repeating(GroupError(r0=death, r1=fault)) is fault
     assert _repeating(GroupError(r0=fault, r1=mine)) is mine
     assert _repeating(CalummaError("not of a group")) is None
+    refusal = type("ZeRORuntimeException", (Exception,), {})("a configuration that DeepSpeed refuses")
+    assert _repeating(GroupError(r0=refusal)) is refusal
+
+
+def test_deaths_are_counted_anew_after_a_checkpoint(tmp_path: Path) -> None:
+    store = Storage(tmp_path)
+    store.put("checkpoints/step-00000100.json", b"{}")
+    deaths = Deaths(store)
+    assert [deaths.add(), deaths.add()] == [1, 2]
+    store.put("checkpoints/step-00000200.json", b"{}")
+    assert [deaths.add(), deaths.add()] == [1, 2]
+    store.delete("checkpoints/step-00000200.json")  # a rollback is no way ahead
+    assert deaths.add() == 3
 
 
 def test_the_last_line_says_what_failed() -> None:
