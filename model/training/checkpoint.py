@@ -219,14 +219,13 @@ class Checkpoints:
         """Ends the thread's process group; nothing can be saved after it. All ranks together, after :meth:`wait`."""
         dist.destroy_process_group(self._group)
 
-    def weights(self) -> dict[str, Tensor]:
-        """float32 weights of the newest checkpoint, on rank 0; empty elsewhere."""
+    def weights(self) -> Mapping[str, Tensor]:
+        """float32 weights of the newest checkpoint, on rank 0, each read when it is asked for; empty elsewhere."""
         self.wait()
         if self._rank:
             return {}
         newest = list_checkpoints(self._store)[0]
-        found = StoredState(self._store, [f.name for f in newest.files]).weights()
-        return {name: found[name] for name, _ in self._model.named_parameters()}
+        return StoredState(self._store, [f.name for f in newest.files]).weights()
 
     def _write(self, checkpoint: Checkpoint, mine: Copied) -> None:
         """On the thread: this rank's files, then, on rank 0 and when all have theirs, the manifest."""

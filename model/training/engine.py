@@ -46,6 +46,18 @@ def start_engine(module: nn.Module, optimizer: torch.optim.Optimizer, config: di
     """
     if not (dist.is_available() and dist.is_initialized()):
         return LocalEngine(module, optimizer)
+    deepspeed = import_deepspeed()
+    with _partitioned_at_stage_1():
+        engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config, dist_init_required=False)
+    if float32_copies(engine):
+        # To have moments, DeepSpeed took a step without gradients: AdamW counted it, and weights decayed.
+        engine.optimizer.optimizer.state.clear()
+        engine.optimizer.refresh_fp32_params()
+    return engine
+
+
+def import_deepspeed() -> Any:
+    """The package, ready for use in the process group that is up."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     # DeepSpeed insists on the variable; launchers set it, and where none did all ranks are on one machine.
@@ -56,13 +68,7 @@ def start_engine(module: nn.Module, optimizer: torch.optim.Optimizer, config: di
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.logger.setLevel("WARNING")  # a hundred lines at every start and checkpoint otherwise
     deepspeed.init_distributed(dist_backend=dist.get_backend(), verbose=False)
-    with _partitioned_at_stage_1():
-        engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config, dist_init_required=False)
-    if float32_copies(engine):
-        # To have moments, DeepSpeed took a step without gradients: AdamW counted it, and weights decayed.
-        engine.optimizer.optimizer.state.clear()
-        engine.optimizer.refresh_fp32_params()
-    return engine
+    return deepspeed
 
 
 @contextmanager

@@ -10,7 +10,7 @@ Same world size, same inputs: parameters after step N are the same bits whether 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -33,6 +33,7 @@ from model.training.module import TrainingModule, figures_of
 from model.training.monitors import MetricsLog
 from model.training.optimizer import agree_on_bf16, make_optimizer
 from model.training.schedule import factor, require_decay
+from model.training.start import place_weights
 from model.training.step import Stepper, Taken
 from model.training.watch.config import WatchConfig
 from model.training.watch.drawings import Drawings
@@ -58,6 +59,9 @@ class Training:
     mix: Storage
     """The mixture's folder, for held-out losses."""
     seed: int
+    weights: Iterable[tuple[str, Tensor]] | None = None
+    """What to start from where ``model`` is on the meta device: names and tensors in the order of its parameters, which
+    rank 0 asks for one after the other. None: ``model`` has its weights, whole on each rank."""
     watch: WatchConfig = field(default_factory=WatchConfig)
     origin: tuple[Storage, int] | None = None
     """Another training's folder, and the step of its checkpoint to begin with; its batch may be another one."""
@@ -78,8 +82,9 @@ class Outcome:
     finished: bool
     """False: it was asked to stop, and goes on from its checkpoint when run again."""
     step: int
-    weights: dict[str, Tensor] = field(default_factory=dict)
-    """float32 weights on rank 0; empty elsewhere and unless finished."""
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    """float32 weights on rank 0, each read from the last checkpoint when it is asked for; empty elsewhere and unless
+    finished."""
     facts: dict[str, Any] = field(default_factory=dict)
 
 
@@ -110,17 +115,20 @@ class _Run:
         job.model.run_with(
             job.resources.attention_backend, job.resources.activation_checkpointing, job.resources.compile
         )
+        settings = deepspeed_json(
+            job.resources,
+            bf16=self.bf16,
+            world=self.world,
+            micro_batch=self.loader.micro_batch,
+            accumulation=self.loader.max_accumulation,
+            clip=self.config.optimizer.clip,
+        )
+        if job.weights is not None:
+            place_weights(job.model, job.weights, settings)
         self.engine = start_engine(
             TrainingModule(job.model, self.config.z_loss, self.config.image_weight, self.config.attention),
             make_optimizer(job.model, self.config.optimizer),
-            deepspeed_json(
-                job.resources,
-                bf16=self.bf16,
-                world=self.world,
-                micro_batch=self.loader.micro_batch,
-                accumulation=self.loader.max_accumulation,
-                clip=self.config.optimizer.clip,
-            ),
+            settings,
         )
         self.device = self.engine.device
         self.guard = Guard(self.config.guard)

@@ -15,7 +15,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, p in model.named_parameters():
-        (decayed if decays(name, p.ndim) else plain).append(p)
+        shape = getattr(p, "ds_shape", p.shape)  # DeepSpeed's name for a partitioned parameter's
+        (decayed if decays(name, len(shape)) else plain).append(p)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
 
 

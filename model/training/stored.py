@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import Tensor
 from infra.errors import StoreError
 from infra.storage import Storage
 from model.training.state import KINDS, Piece
+from model.transformer.tensors import LazyTensors
 
 FILE_BYTES = 256 << 20
 """A file is closed when it has as many bytes or more; that is also what is held in memory to write it."""
@@ -102,12 +104,13 @@ class StoredState:
         for kind in KINDS:
             self._read(kind, piece.name, piece.start, getattr(piece, kind))
 
-    def weights(self) -> dict[str, Tensor]:
-        """All parameters whole, float32."""
-        found = {}
-        for name, shape in self.shapes.items():
-            found[name] = torch.empty(shape)
-            self._read("weight", name, 0, found[name].view(-1))
+    def weights(self) -> Mapping[str, Tensor]:
+        """All parameters whole, float32; each is read when it is asked for, and not kept."""
+        return LazyTensors({name: partial(self._weight, name) for name in self.shapes})
+
+    def _weight(self, name: str) -> Tensor:
+        found = torch.empty(self.shapes[name])
+        self._read("weight", name, 0, found.view(-1))
         return found
 
     def _read(self, kind: str, name: str, start: int, out_N: Tensor) -> None:

@@ -56,6 +56,19 @@ def load_transformer(store: Storage, device: torch.device | str = "cpu") -> Tran
     return model.to(device).eval()
 
 
+def read_weights(store: Storage, model: Transformer) -> Iterator[tuple[str, Tensor]]:
+    """The weights of a step's folder, float32, by name in the order of ``model``'s parameters; one at a time.
+
+    Raises:
+        StoreError: a file is missing, or the weights do not fit ``model``, which may be on the meta device.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    with open_weights(store) as weights:
+        _require_fit(model, {name: weights.shape(name) for name in weights}, store.url())
+        for name in names:
+            yield name, weights[name].float()
+
+
 def read_config(store: Storage) -> tuple[TransformerConfig, int]:
     """Configuration and vocabulary size of a step's folder; StoreError as :func:`load_transformer`."""
     where = store.url(CONFIG)
@@ -91,11 +104,14 @@ def shapes_of(config: TransformerConfig, vocabulary_size: int) -> dict[str, tupl
 
 def load_weights(model: Transformer, weights: Mapping[str, Tensor], where: str) -> None:
     """Puts ``weights`` in place of the model's; StoreError names what is missing, unknown or of another shape."""
+    _require_fit(model, {name: tuple(w.shape) for name, w in weights.items()}, where)
+    model.load_state_dict(dict(weights), assign=True)
+    model.requires_grad_(True)
+
+
+def _require_fit(model: Transformer, have: Mapping[str, tuple[int, ...]], where: str) -> None:
     want = {name: tuple(p.shape) for name, p in model.state_dict().items()}
-    have = {name: tuple(w.shape) for name, w in weights.items()}
     if want != have:
         wrong = [f"{n} is {have.get(n, 'missing')}, expected {s}" for n, s in want.items() if have.get(n) != s]
         wrong += [f"{n} is unknown" for n in have if n not in want]
         raise StoreError(f"{where}: {len(wrong)} tensors do not fit the model: {'; '.join(wrong[:5])}")
-    model.load_state_dict(dict(weights), assign=True)
-    model.requires_grad_(True)

@@ -6,7 +6,7 @@ Shape letters: B batch, T positions, D width, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -127,19 +127,27 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def initialise(self, seed: int) -> Transformer:
-        """Random weights, the same for the same seed: matrices N(0, 1/inputs), and those that write to the residual
-        smaller by sqrt(2·layers), so that its variance does not grow with depth; norms at 1; embedding N(0, 0.02²)."""
+        """This model with the weights of :meth:`draw`."""
+        for p, (_, drawn) in zip(self.parameters(), self.draw(seed), strict=True):
+            p.copy_(drawn)
+        return self
+
+    def draw(self, seed: int) -> Iterator[tuple[str, Tensor]]:
+        """Random weights by name, on the CPU, each drawn when it is asked for; the model may be on the meta device.
+
+        The same for the same seed: matrices N(0, 1/inputs), and those that write to the residual smaller by
+        sqrt(2·layers), so that its variance does not grow with depth; norms at 1; embedding N(0, 0.02²).
+        """
         generator = torch.Generator().manual_seed(seed)
         depth = math.sqrt(2 * self.config.layers)
-        for name, p in self.named_parameters():
+        for name, shape, dtype in [(name, p.shape, p.dtype) for name, p in self.named_parameters()]:
             if "norm" in name:
-                p.fill_(1.0 if name.endswith("weight") else 0.0)
+                yield name, torch.full(shape, 1.0 if name.endswith("weight") else 0.0, dtype=dtype)
                 continue
-            scale = 0.02 if name.startswith("embedding") else p.shape[1] ** -0.5
+            scale = 0.02 if name.startswith("embedding") else shape[1] ** -0.5
             if name.endswith(("attention.out.weight", "down.weight")) and self.config.norm == "pre":
                 scale /= depth
-            p.copy_(torch.empty_like(p, device="cpu").normal_(0, scale, generator=generator))
-        return self
+            yield name, torch.empty(shape, dtype=dtype).normal_(0, scale, generator=generator)
 
     def run_with(
         self,

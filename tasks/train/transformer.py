@@ -73,8 +73,7 @@ def train_worker(arguments: dict[str, Any]) -> None:
     from model.data.steps import BatchSizes
     from model.training.loop import Training, train
     from model.training.monitors import METRICS
-    from model.transformer.load import load_transformer, save_transformer
-    from model.transformer.model import Transformer
+    from model.transformer.load import meta_transformer, read_config, read_weights, save_transformer
 
     config: PretrainConfig | FinetuneConfig = arguments["config"]
     resources: ResourcesConfig = arguments["resources"]
@@ -82,16 +81,21 @@ def train_worker(arguments: dict[str, Any]) -> None:
     model_config: TransformerConfig = arguments["model"]
     size: int = arguments["vocabulary_size"]
     origin: tuple[str, int] | None = arguments["origin"]
+    # On the meta device: the training gives it its weights one by one, and at ZeRO 3 no worker holds all of them.
     if arguments["start"] is None:
-        model = Transformer(model_config, size).initialise(arguments["seed"])
+        model = meta_transformer(model_config, size)
+        weights = model.draw(arguments["seed"])
     else:
-        model = load_transformer(Storage(arguments["start"])).float().with_dropout(model_config.dropout)
+        start = Storage(arguments["start"])
+        model = meta_transformer(*read_config(start)).with_dropout(model_config.dropout)
+        weights = read_weights(start, model)
     workdir, job = Storage(arguments["workdir"]), arguments["job"]
     progress = Progress(workdir, job)
     progress.curves = curves_file(job)
     outcome = train(
         Training(
             model=model,
+            weights=weights,
             loader=SequenceLoader(
                 mix,
                 arguments["run"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import pickle
@@ -10,7 +11,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ from model.training.watch import throughput
 from model.training.watch.config import DrawingsConfig, WatchConfig
 from model.training.watch.drawings import Codes, Drawings, Prompt
 from model.transformer.config import TransformerConfig
+from model.transformer.load import meta_transformer
 from model.transformer.model import Transformer
 from model.vocabulary import BOS, Vocabulary
 
@@ -212,7 +214,13 @@ def run(options: dict[str, Any], rank: int, world: int) -> Any:
     loader = SequenceLoader(mix, options.get("run", "pretrain"), batch, rank, world, 2)
     if "skip" in options:
         loader.skip(*options["skip"])
-    model = Transformer(MODEL.model_copy(update=options.get("model", {})), loader.vocabulary.size).initialise(7)
+    model = meta_transformer(MODEL.model_copy(update=options.get("model", {})), loader.vocabulary.size)
+    sizes: list[int] = []
+    count = "check_sizes" in options
+    weights = counted(model.draw(7), sizes) if count else model.draw(7)
+    whole = "hook" in options or "whole" in options
+    if whole:
+        model = Transformer(model.config, loader.vocabulary.size).initialise(7)
     if hook := options.get("hook"):
         HOOKS[hook](model)
     asked = options.get("drawings")
@@ -224,6 +232,7 @@ def run(options: dict[str, Any], rank: int, world: int) -> Any:
         store=Storage(options["store"]),
         mix=mix,
         seed=11,
+        weights=None if whole else weights,
         watch=options.get("watch", WatchConfig(every=2)),
         origin=(Storage(options["origin"]), options["origin_step"]) if "origin" in options else None,
         drawings=drawings(*asked, loader.vocabulary, Storage(options["store"])) if asked else None,
@@ -232,7 +241,12 @@ def run(options: dict[str, Any], rank: int, world: int) -> Any:
     )
     engines: list[Any] = []
 
+    gc.collect()
+    before = tensor_bytes() if count else 0
+
     def start(*arguments: Any) -> Any:
+        if count:
+            sizes.append(tensor_bytes())
         engines.append(start_engine(*arguments))
         return engines[-1]
 
@@ -243,7 +257,26 @@ def run(options: dict[str, Any], rank: int, world: int) -> Any:
     except Exception as error:
         traceback.print_exc()
         ended = error
+    if count:
+        ended.facts["sizes"] = [[0]] * world
+        dist.all_gather_object(ended.facts["sizes"], [size - before for size in sizes])
     return (ended, is_as_stored(engines[0], model, job.store)) if "check_state" in options else ended
+
+
+def counted(weights: Iterable[tuple[str, torch.Tensor]], sizes: list[int]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Notes the bytes of all tensors each time that a weight is made and given away, on the rank that asks for them."""
+    for name, weight in weights:
+        sizes.append(tensor_bytes())
+        yield name, weight
+        del weight
+
+
+def tensor_bytes() -> int:
+    """Bytes of the memory behind all tensors of this process that Python knows of."""
+    # Not isinstance, which would ask the objects themselves, and some warn.
+    tensors = [x for x in gc.get_objects() if issubclass(type(x), torch.Tensor)]
+    found = [x.untyped_storage() for x in tensors if x.device.type == "cpu"]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in found}.values())
 
 
 def is_as_stored(engine: Any, model: Transformer, store: Storage) -> bool:

@@ -5,6 +5,7 @@ All trainings that need not be killed run in one process group, one after the ot
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from model.training.module import TrainingModule
 from model.training.monitors import read_metrics
 from model.training.optimizer import make_optimizer, set_learning_rate
 from model.training.schedule import factor
+from model.transformer.load import shapes_of
 from model.transformer.model import Transformer
 from tests.model.training.rank import CONFIG, MODEL
 
@@ -41,6 +43,7 @@ def at(stage: int, precision: str = "fp32", **more: Any) -> dict[str, Any]:
 
 
 TOGETHER: dict[str, dict[str, Any]] = {
+    "counted": {**at(3), "model": {"layers": 8}, "check_sizes": True},
     **{f"whole-{stage}": at(stage) for stage in (1, 2, 3)},
     **{
         f"plain-{stage}-{precision}": {
@@ -52,6 +55,8 @@ TOGETHER: dict[str, dict[str, Any]] = {
     },
     "stopped": {**at(1), "stop_at": 4, "config": {"checkpoint_every": 100}},
     **{f"stopped-{stage}-bf16": {**at(stage, "bf16"), "stop_at": 4, "model": PLAIN} for stage in STAGES},
+    **{f"given-{stage}": {**at(stage), "whole": True} for stage in (1, 3)},
+    "given-3-bf16": {**at(3, "bf16", activation_checkpointing="selective"), "model": PLAIN, "whole": True},
     "tuned": {"run": "finetune", "config": {"schedule": ScheduleConfig(warmup_steps=1)}},
     "short": {"config": {"schedule": ScheduleConfig(warmup_steps=8)}},
     # A picture's label weighs 0.37, and two stretches of positions are left out, as a recipe says.
@@ -214,6 +219,28 @@ def test_every_zero_stage_and_precision_agrees(trained: Trained, stage: int, pre
     assert trained.losses(name) == pytest.approx(trained.losses("plain-1-fp32"), abs=within)
     assert all(np.isfinite(line["grad_norm"]) and line["grad_norm"] > 0 for line in trained.lines(name))
     assert list_checkpoints(trained.store(name))[0].step == 8
+
+
+@pytest.mark.parametrize(
+    ("given", "placed"), [("given-1", "whole-1"), ("given-3", "whole-3"), ("given-3-bf16", "plain-3-bf16")]
+)
+def test_weights_placed_one_by_one_are_those_of_a_model_made_whole(trained: Trained, given: str, placed: str) -> None:
+    """The one has its weights before it is trained, on each rank; the other one gets them parameter by parameter."""
+    assert trained.losses(given)[0].hex() == trained.losses(placed)[0].hex()
+    assert same_bits(trained[given].weights, trained[placed].weights)
+
+
+def test_at_zero_3_no_rank_holds_the_whole_model(trained: Trained) -> None:
+    """Bytes of tensors beyond what was there before, while weights are placed (on the rank that has them) and after."""
+    vocabulary = trained["counted"].weights["lm_head.weight"].shape[0]
+    shapes = shapes_of(MODEL.model_copy(update={"layers": 8}), vocabulary).values()
+    sizes = [4 * math.prod(shape) for shape in shapes]
+    one, other = trained["counted"].facts["sizes"]
+    assert len(one) == len(sizes) + 1
+    assert len(other) == 1
+    assert max(one) < sum(sizes) / 2 + 2 * max(sizes) < sum(sizes)
+    assert 0.4 * sum(sizes) < one[-1] < 0.6 * sum(sizes)
+    assert 0.4 * sum(sizes) < other[-1] < 0.6 * sum(sizes)
 
 
 def test_in_bf16_many_micro_batches_add_up_in_float32(alone: Trained) -> None:

@@ -57,7 +57,7 @@ def test_any_cut_is_read_in_any_other(data: st.DataObject) -> None:
         for name in SHAPES:
             for start, stop in data.draw(cuts(found[name]["weight"].numel())):
                 state.fill(cut(found, name, start, stop))
-        weights = state.weights()
+        weights = dict(state.weights())
     assert state.taken == 3
     for name in SHAPES:
         assert torch.equal(weights[name], whole[name]["weight"])
@@ -69,6 +69,23 @@ def test_many_bytes_are_several_files(tmp_path: Path, monkeypatch: pytest.Monkey
     whole = parameters(1)
     names = write(Storage(tmp_path), [cut(whole, n, 0, whole[n]["weight"].numel()) for n in SHAPES], 0)
     assert len(names) == 2  # the norm is small, and shares one with what comes after it
+
+
+def test_whole_weights_are_read_one_by_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = parameters(1)
+    pieces = [cut(whole, n, a, b) for n in SHAPES for a, b in ((0, 2), (2, whole[n]["weight"].numel()))]
+    store, read, ranges = Storage(tmp_path), list[int](), Storage.range
+    weights = StoredState(store, write(store, pieces, 0)).weights()
+
+    def counted(self: Storage, name: str, begin: int, end: int) -> bytes:
+        read.append(end - begin)
+        return ranges(self, name, begin, end)
+
+    monkeypatch.setattr(Storage, "range", counted)
+    assert list(weights) == list(SHAPES)
+    assert read == []
+    assert torch.equal(weights["lm_head.weight"], whole["lm_head.weight"]["weight"])
+    assert read == [4 * 2, 4 * 14]
 
 
 def test_what_is_missing_or_of_another_model_is_named(tmp_path: Path) -> None:

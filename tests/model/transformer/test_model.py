@@ -13,7 +13,7 @@ from infra.storage import Storage
 from model.transformer.attention import KVCache
 from model.transformer.backends import PADDING
 from model.transformer.config import TransformerConfig
-from model.transformer.load import CONFIG, load_transformer, save_transformer
+from model.transformer.load import CONFIG, load_transformer, meta_transformer, read_weights, save_transformer
 from model.transformer.model import Transformer
 from model.transformer.tensors import WEIGHTS
 
@@ -199,6 +199,8 @@ def test_a_backend_that_is_not_here_is_refused_at_the_first_forward() -> None:
 def test_the_same_seed_gives_the_same_weights_and_another_does_not() -> None:
     a, b, c = (Transformer(CONFIGS["pre"], V).initialise(s).state_dict() for s in (1, 1, 2))
     assert all(torch.equal(a[k], b[k]) for k in a)
+    drawn = dict(meta_transformer(CONFIGS["pre"], V).draw(1))
+    assert all(torch.equal(a[k], drawn[k]) for k in a)
     assert not torch.equal(a["lm_head.weight"], c["lm_head.weight"])
 
 
@@ -209,6 +211,11 @@ def test_store_round_trip_and_its_errors(tmp_path: Path) -> None:
     assert not back.training
     assert back.config == m.config
     assert torch.equal(back(tokens(1, 5)), m(tokens(1, 5)))
+    read = list(read_weights(store, meta_transformer(m.config, V)))
+    assert [name for name, _ in read] == [name for name, _ in m.named_parameters()]
+    assert all(torch.equal(weight, p) for (_, weight), p in zip(read, m.parameters(), strict=True))
+    with pytest.raises(StoreError, match=r"embedding\.weight is .*, expected"):
+        next(read_weights(store, meta_transformer(m.config, V + 1)))
     store.put(CONFIG, store.get(CONFIG).replace(b'"layers": 2', b'"layers": 3'))
     with pytest.raises(StoreError, match=r"layers\.2\.attention.* is missing"):
         load_transformer(store)
