@@ -118,6 +118,10 @@ def draw(axes: Any, lines: Sequence[Line], *, log: bool = False, bands: Bands | 
         place = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "bottom"}
         axes.annotate(name, ((start + stop) / 2, 1.01), size=8, color="#8b929b", **place)
     axes.margins(x=0.01)
+    if edges:  # all of the training, also where a curve has a few points of it: a stage's name must not lie outside
+        first, last = min(start for start, _ in edges.values()), max(stop for _, stop in edges.values())
+        pad = 0.01 * (last - first) or 0.5
+        axes.set_xlim(first - pad, last + pad)
     if sum(bool(line.label) for line in lines) > 1:
         axes.legend(ncols=2 if len(lines) > 4 else 1, loc="best")
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -9,6 +10,8 @@ from hypothesis import strategies as st
 
 from tasks.report import figures
 from tasks.report.figures import Bands, Bar, Line, Panel, running_mean
+from tasks.train.curves import training_png
+from tasks.train.history import History
 
 MAKERS: dict[str, Callable[[], Panel]] = {
     "curves": lambda: figures.curves(
@@ -56,3 +59,12 @@ def test_a_running_mean_stays_within_the_values(values: list[float]) -> None:
 
 def test_a_running_mean_of_a_constant_is_the_constant() -> None:
     assert running_mean([2.0] * 100) == pytest.approx([2.0] * 100)
+
+
+def test_a_curve_with_one_point_in_the_last_stage_leaves_room_for_all(recwarn: pytest.WarningsRecorder) -> None:
+    """The first stage's name lies beside where that point is; it took the whole of the picture's room."""
+    line = {"loss": 5.0, "loss_text": 5.0, "loss_image": 5.0, "grad_norm": 1.0}
+    lines: list[dict[str, Any]] = [{"step": n, "stage": "stage-1" if n < 5 else "stage-2", **line} for n in range(1, 6)]
+    lines[-1]["held_out"] = {"photos": {"text": 3.0, "image": 4.0}}
+    assert training_png(History(lines)).startswith(b"\x89PNG")
+    assert not [str(warning.message) for warning in recwarn]
