@@ -86,7 +86,7 @@ def _found(path: str) -> tuple[Storage, str]:
     for store, held in places:
         if store.exists(held):
             return store, held
-    if next(inside.find(), None) is not None:
+    if (inside.local and inside.path().is_dir()) or next(inside.find(), None) is not None:
         raise StoreError(f"{path}: a folder without a manifest. Name a file in it.")
     raise StoreError(f"{path}: no such file. Name a part, a sequence file, a manifest, weights or a checkpoint.")
 

@@ -169,7 +169,7 @@ def test_ids_without_a_work_folder_are_numbers(toy: Toy, tmp_path: Path) -> None
 
 
 def test_broken_pictures_are_marked(toy: Toy) -> None:
-    readable = Readable.near(folder(toy, "mix") / "plan.json")
+    readable = Readable.near(str(folder(toy, "mix") / "plan.json"))
     vocabulary = toy[1].vocabulary
     text = token_text([0, vocabulary.boi, 5, 6, 2], readable)
     assert "2 codes of a broken picture" in text.plain
