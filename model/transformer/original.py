@@ -208,6 +208,6 @@ def save_original(
     store.put(PARAMS, (json.dumps(params_of(config, vocabulary_size), indent=1) + "\n").encode())
     for name, shard in zip(names, to_original(weights, config), strict=True):
         # A clone, since torch.save would write all of the larger tensor that a part is a view of.
-        with store.writing(name) as path:
-            torch.save({tensor: shard[tensor].clone() for tensor in shard}, path)
+        with store.writing(name) as path, path.open("wb") as file:  # of a path torch would use the name
+            torch.save({tensor: shard[tensor].clone() for tensor in shard}, file)
     return [PARAMS, *names]

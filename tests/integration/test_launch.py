@@ -66,7 +66,7 @@ def context(folder: Path, **resources: Any) -> StepContext:
             "resources": ResourcesConfig(**resources).model_dump(),
         }
     )
-    return StepContext(recipe, str(folder), "pretrain", "pretrain-1")
+    return StepContext(recipe, str(folder), "pretrain", "pretrain-1", prints={"pretrain": "0123456789ab"})
 
 
 def test_workers_share_a_process_group_and_one_thread_each(tmp_path: Path) -> None:
