@@ -36,7 +36,7 @@ def test_the_papers_data_and_model_by_arithmetic() -> None:
     sizes = {s.name: s for s in plan.sources}
     pairs = sizes["pairs"]
     assert (pairs.samples, pairs.pictures, pairs.items) == (1_400_000_000, 1_400_000_000, 140_000)
-    # Stage 1 as FACTS has it: 2.9 T, 1.5 T and 0.4 T tokens, <s> and </s> among them.
+    # Stage 1 as the paper has it: 2.9 T, 1.5 T and 0.4 T tokens, <s> and </s> among them.
     supply = supplies(recipe, plan.sources)
     assert [supply[n].tokens for n in ("text", "pairs", "interleaved")] == [29 * 10**11, 15 * 10**11, 4 * 10**11]
     pictures = sum(s.pictures for s in plan.sources)
